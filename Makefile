@@ -1,0 +1,68 @@
+# What a learner types. Every verb only calls Python: without make one types the longer line under it.
+#
+# make lesson 12    run lesson 12; make lesson attention finds it by name
+# make train        train a GPT on Shakespeare, about three minutes on two cores
+# make generate     write text with the model in out/shakespeare
+# make test         run the tests
+# make bench        compare the speed with PyTorch and others; installs them first
+# make clean        remove .venv and __pycache__; what you made in out/ and workbook/ stays
+PYTHON ?= python3
+PY := .venv/bin/python
+
+VERBS := help lesson train generate test bench clean
+WORDS := $(wordlist 2,99,$(MAKECMDGOALS))
+.PHONY: $(VERBS) no-python
+
+help:
+	@sed -n 's/^# make/  make/p' Makefile
+	@echo; echo '  Options go through ARGS: make train ARGS="--steps 200", and ARGS=--help shows them.'; echo
+	@{ $(PY) -m lessons || "$(PYTHON)" -m lessons; } 2>/dev/null || echo "The lessons are in lessons/."
+
+lesson: .venv/ok
+	@$(PY) -m lessons $(N) $(ARGS)
+
+ifeq ($(firstword $(MAKECMDGOALS)),lesson)
+  # `make lesson 12`: make takes 12 for a second thing to build. It becomes N, and a target that does nothing.
+  # The other verbs are not defined here, or `make lesson train` would find the lesson and then train.
+  N := $(firstword $(WORDS))
+  ifneq ($(word 2,$(WORDS)),)
+    $(error one lesson at a time: make lesson $(N))
+  endif
+  ifneq ($(filter-out help lesson,$(N)),)
+.PHONY: $(N)
+$(N): ; @:
+  endif
+else
+  WRONG := $(firstword $(filter-out $(VERBS) .venv/%,$(MAKECMDGOALS)))
+  ifneq ($(WRONG),)
+    $(error there is no verb '$(WRONG)'; make lists them. Options go into ARGS: make train ARGS="--steps 9")
+  endif
+
+train: .venv/ok
+	@$(PY) -m lessons training $(ARGS)
+
+generate: .venv/ok
+	@$(PY) -m lessons generation --model out/shakespeare $(ARGS)
+
+test: .venv/ok
+	@$(PY) -m pytest $(ARGS)
+
+bench: .venv/bench
+	@$(PY) -m tests.benchmarks $(ARGS)
+
+clean:
+	@rm -rf .venv
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Removed .venv and __pycache__. Kept: out/ (models, pictures) and workbook/ (your answers)."
+endif
+
+# The environment is made anew or updated when the lock is newer than it, and when its Python is gone.
+SET_UP = @command -v "$(PYTHON)" >/dev/null || { \
+  echo "There is no '$(PYTHON)' here, and Python 3.11 or newer is needed. Debian, Ubuntu: \
+apt install python3 python3-venv. One elsewhere: make PYTHON=/path/to/python3" >&2; exit 1; }; \
+  "$(PYTHON)" environment.py
+
+.venv/ok: requirements.txt $(shell test -x $(PY) || echo no-python)
+	$(SET_UP)
+.venv/bench: requirements-bench.txt .venv/ok
+	$(SET_UP) bench

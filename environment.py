@@ -1,0 +1,113 @@
+"""Makes .venv: a Python of this folder's own, with the packages of requirements.txt. `make` calls it.
+
+    python3 environment.py          what the lessons and the tests need        (Windows: py environment.py)
+    python3 environment.py bench    and what `make bench` compares with
+
+.venv/ok and .venv/bench say that everything is there. While packages are written, .venv/unfinished exists: a
+set-up that was killed leaves it behind, and the next one starts anew. uv does the work where it is installed,
+pip elsewhere. Nothing here is newer than Python 3.6, so that an old one can say that it is too old.
+"""
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+
+VENV = ".venv"
+PYTHON = os.path.join(VENV, *(["Scripts", "python.exe"] if os.name == "nt" else ["bin", "python"]))
+OK, BENCH, UNFINISHED, LOG = (os.path.join(VENV, name) for name in ("ok", "bench", "unfinished", "setup.log"))
+TORCH = "torch==2.13.0"  # in no lock: requirements-bench.txt says why
+
+
+def main(bench):
+    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    uv = shutil.which("uv")
+    there = usable()
+    if not (there and bench and os.path.exists(OK)):
+        if there:
+            print("Bringing .venv to the state of requirements.txt ...", flush=True)
+        else:
+            create(uv)
+        remove(OK)
+        install(uv, "--require-hashes", "-r", "requirements.txt")
+        touch(OK)
+    if bench:
+        print("Installing what make bench compares with, once: PyTorch, tokenizers, transformers.\n"
+              "To download: about 2.8 GB on Linux, where PyTorch brings CUDA along; 0.3 GB with its build\n"
+              "for CPUs, which does as well: see requirements-bench.txt.", flush=True)
+        install(uv, "--require-hashes", "-r", "requirements.txt", "-r", "requirements-bench.txt")
+        install(uv, TORCH)
+        touch(BENCH)
+
+
+def usable():
+    """Is there a .venv to go on with: not left halfway, and its Python new enough?"""
+    return (os.path.exists(PYTHON) and not os.path.exists(UNFINISHED)
+            and run(PYTHON, "-c", "import sys; sys.exit(sys.version_info < (3, 11))")[0] == 0)
+
+
+def create(uv):
+    """A .venv without packages. What stood there before goes: it was left halfway, or its Python is gone."""
+    if not uv and not all(map(importlib.util.find_spec, ("venv", "ensurepip"))):
+        sys.exit(f"{sys.executable} cannot make a .venv: it lacks the venv module. "
+                 "Debian, Ubuntu: apt install python3-venv. Then again.")
+    python = getattr(sys, "_base_executable", sys.executable)  # sys.executable may lie in the .venv that goes
+    if os.path.lexists(VENV):
+        (remove if os.path.islink(VENV) else shutil.rmtree)(VENV)
+    os.mkdir(VENV)
+    touch(UNFINISHED)
+    print(f"Setting up .venv with {'uv' if uv else 'pip'}, once: the packages of requirements.txt, about 120 MB "
+          "to download and up to 470 MB on disk.", flush=True)
+    code, said = (run(uv, "venv", "--allow-existing", "--python", python, VENV) if uv
+                  else run(python, "-m", "venv", VENV))
+    if code:
+        sys.exit(f"No .venv could be made: {last_line(said)}")
+
+
+def install(uv, *what):
+    touch(UNFINISHED)
+    if not uv and run(PYTHON, "-m", "pip", "--version")[0]:
+        run(PYTHON, "-m", "ensurepip")  # uv made this .venv, without pip, and is gone
+    code, said = (run(uv, "pip", "install", "--python", PYTHON, *what) if uv
+                  else run(PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *what))
+    if code >= 0:  # not killed: even where it failed, it has left nothing half written
+        remove(UNFINISHED)
+    if code:
+        with open(LOG, "w", encoding="utf-8") as log:
+            log.write(said)
+        if any(sign in said for sign in ("connection broken", "error sending request", "dns error")):
+            sys.exit(f"No network: the packages could not be fetched. Try again with one. (Details: {LOG})")
+        sys.exit(f"The packages could not be installed: {last_line(said)} (details: {LOG})")
+
+
+def run(*command):
+    """The exit code, and all that the command printed."""
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def last_line(said):
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it said nothing"]
+    return ([line for line in lines if "error" in line.lower()] or lines)[-1]
+
+
+def touch(path):
+    open(path, "w").close()
+
+
+def remove(path):
+    if os.path.lexists(path):
+        os.remove(path)
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version_info[0]}.{sys.version_info[1]}. "
+                 "If there is a newer one: make PYTHON=python3.12")
+    try:
+        main(bench="bench" in sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The next call starts anew.")
+    except OSError as error:
+        sys.exit(f"Cannot write {error.filename} in {os.getcwd()}: {error.strerror}. "
+                 "Copy the folder to a place where you can write, and start there.")

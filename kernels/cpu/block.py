@@ -1,0 +1,189 @@
+"""Lesson 13's operations, compiled. np.matmul does the matrix products, kernels the passes between them.
+
+Each kernel reads and writes every array once (layernorm's read x again while the row is in the L1 cache).
+All arrays are float32 rows (N, C) in C order.
+"""
+import math
+
+import numpy as np
+
+from kernels.cpu.compiled import exp, f32, kernel
+
+u32 = np.uint32
+ONE, ZERO = f32(1), f32(0)
+GELU_2K, GELU_A, GELU_3A = f32(2 * math.sqrt(2 / math.pi)), f32(0.044715), f32(3 * 0.044715)
+
+
+def as_rows(x):  # (..., C) -> (N, C), a view
+    return x.reshape(-1, x.shape[-1])
+
+
+def matmul(x, weight):  # (..., C), (C, K) -> (..., K)
+    """One two-dimensional product: np.matmul of (B, T, C) would make B small ones."""
+    out = np.empty((*x.shape[:-1], weight.shape[1]), np.float32)
+    np.matmul(as_rows(x), weight, out=as_rows(out))
+    return out
+
+
+def linear_forward(x, weight, bias=None, residual=None):
+    out = matmul(x, weight)
+    if residual is not None and bias is not None:
+        add_bias_residual(as_rows(out), bias, as_rows(residual))
+    elif bias is not None:
+        add_bias(as_rows(out), bias)
+    elif residual is not None:
+        out += residual
+    return out, (x, weight)
+
+
+def linear_backward(dout, cache, dweight, dbias=None):
+    x, weight = cache
+    np.matmul(as_rows(x).T, as_rows(dout), out=dweight)
+    if dbias is not None:
+        column_sums(as_rows(dout), dbias)
+    return matmul(dout, weight.T)
+
+
+def linear_gelu_forward(x, weight, bias):
+    slope = matmul(x, weight)
+    out = np.empty_like(slope)
+    bias_gelu(as_rows(slope), bias, as_rows(out))
+    return out, (x, weight, slope)
+
+
+def linear_gelu_backward(dout, cache, dweight, dbias):
+    """dout is used up."""
+    x, weight, slope = cache
+    scale_and_column_sums(as_rows(dout), as_rows(slope), dbias)
+    return linear_backward(dout, (x, weight), dweight)
+
+
+def layernorm_forward(x, weight, bias, eps=1e-5):
+    out, rows = np.empty_like(x), as_rows(x)
+    mean_rstd = np.empty((len(rows), 2), np.float32)
+    normalize_rows(rows, weight, bias, f32(eps), as_rows(out), mean_rstd)
+    return out, (x, mean_rstd, weight)
+
+
+def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):
+    """dresidual is used up: the result is added into it."""
+    x, mean_rstd, weight = cache
+    dx = np.empty_like(x) if dresidual is None else dresidual
+    normalize_rows_backward(as_rows(dout), as_rows(x), mean_rstd, weight, as_rows(dx), dweight, dbias,
+                            dresidual is not None)
+    return dx
+
+
+def dropout_forward(x, rate, seed, residual=None):
+    out, scale = np.empty_like(x), np.empty_like(x)
+    drop(x.reshape(-1), u32(int(rate * 2**32)), f32(1 / (1 - rate)), u32(seed * 0x85EBCA6B % 2**32),
+         out.reshape(-1), scale.reshape(-1))
+    if residual is not None:
+        out += residual
+    return out, scale
+
+
+def dropout_backward(dout, cache):
+    return dout * cache
+
+
+@kernel
+def add_bias(out, bias):
+    N, K = out.shape
+    for n in range(N):
+        for k in range(K):
+            out[n, k] += bias[k]
+
+
+@kernel
+def add_bias_residual(out, bias, residual):
+    N, K = out.shape
+    for n in range(N):
+        for k in range(K):
+            out[n, k] += bias[k] + residual[n, k]
+
+
+@kernel
+def column_sums(dout, sums):  # (N, K) -> (K,)
+    N, K = dout.shape
+    sums[:] = ZERO
+    for n in range(N):
+        for k in range(K):
+            sums[k] += dout[n, k]
+
+
+@kernel
+def bias_gelu(y, bias, out):
+    """out = gelu(y + bias), and y becomes the slope there. 0.5 (1 + tanh(u)) is the sigmoid of 2u."""
+    N, K = y.shape
+    for n in range(N):
+        for k in range(K):
+            x = y[n, k] + bias[k]
+            s = ONE / (ONE + exp(-GELU_2K * x * (ONE + GELU_A * x * x)))
+            out[n, k] = x * s
+            y[n, k] = s + x * s * (ONE - s) * GELU_2K * (ONE + GELU_3A * x * x)
+
+
+@kernel
+def scale_and_column_sums(dout, slope, sums):
+    """dout *= slope, and the sums over its rows."""
+    N, K = dout.shape
+    sums[:] = ZERO
+    for n in range(N):
+        for k in range(K):
+            d = dout[n, k] * slope[n, k]
+            dout[n, k] = d
+            sums[k] += d
+
+
+@kernel
+def normalize_rows(x, weight, bias, eps, out, mean_rstd):
+    N, C = x.shape
+    for n in range(N):
+        total = ZERO
+        for c in range(C):
+            total += x[n, c]
+        mean = total / f32(C)
+        square = ZERO
+        for c in range(C):
+            square += (x[n, c] - mean) * (x[n, c] - mean)
+        rstd = ONE / np.sqrt(square / f32(C) + eps)
+        for c in range(C):
+            out[n, c] = (x[n, c] - mean) * rstd * weight[c] + bias[c]
+        mean_rstd[n, 0] = mean
+        mean_rstd[n, 1] = rstd
+
+
+@kernel
+def normalize_rows_backward(dout, x, mean_rstd, weight, dx, dweight, dbias, add):
+    N, C = x.shape
+    dweight[:] = ZERO
+    dbias[:] = ZERO
+    for n in range(N):
+        mean, rstd = mean_rstd[n, 0], mean_rstd[n, 1]
+        d_sum, d_xhat = ZERO, ZERO
+        for c in range(C):
+            xhat = (x[n, c] - mean) * rstd
+            d = dout[n, c] * weight[c]
+            d_sum += d
+            d_xhat += d * xhat
+            dweight[c] += dout[n, c] * xhat
+            dbias[c] += dout[n, c]
+        d_sum /= f32(C)
+        d_xhat /= f32(C)
+        if not add:
+            dx[n, :] = ZERO
+        for c in range(C):
+            dx[n, c] += rstd * (dout[n, c] * weight[c] - d_sum - (x[n, c] - mean) * rstd * d_xhat)
+
+
+@kernel
+def drop(x, threshold, scale_up, seed, out, scale):
+    """Lesson 13's hash of (seed, place), number by number."""
+    for i in range(x.size):
+        bits = u32(u32(u32(i) * u32(0x9E3779B1)) + seed)
+        bits = u32((bits ^ (bits >> u32(16))) * u32(0x85EBCA6B))
+        bits = u32((bits ^ (bits >> u32(13))) * u32(0xC2B2AE35))
+        bits = u32(bits ^ (bits >> u32(16)))
+        scale[i] = scale_up if bits >= threshold else ZERO
+        out[i] = x[i] * scale[i]

@@ -1,0 +1,44 @@
+"""How the kernels of this room are compiled, and the two functions that LLVM cannot vectorise by itself.
+
+Kernels are serial and release the GIL: the caller runs one Python thread per core, each on its share of
+the batch (lesson 18). They are compiled on first use and kept in __pycache__.
+"""
+import numpy as np
+from numba import njit
+
+f32, i32 = np.float32, np.int32
+
+# The compiler may reorder sums and use multiply-add. It may not assume away NaN and infinity ('nnan' and
+# 'ninf' are left out): a loss that explodes must be seen, and a masked score is -inf.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
+inlined = njit(nogil=True, error_model="numpy", fastmath=FASTMATH)
+
+LOG2E, LN2 = f32(1.4426950408889634), f32(0.6931471805599453)
+E2, E3, E4, E5, E6 = f32(0.5), f32(0.16666665459), f32(4.1665795894e-2), f32(8.3334519073e-3), f32(1.3981999507e-3)
+
+
+@inlined
+def exp(x):  # float32 -> float32
+    """exp(x) to 4e-7 relative: 2^n * exp(r), where n is a whole number and |r| <= ln(2) / 2.
+
+    np.floor stays in float32; math.floor would return an int64 and stop vectorisation. Below -87 and above
+    88 the nearest of the two is taken, so exp(-inf) is 2e-38 and not 0; NaN stays NaN.
+    """
+    x = min(max(x, f32(-87)), f32(88))
+    n = np.floor(x * LOG2E + f32(0.5))
+    r = x - n * LN2
+    p = f32(1) + r * (f32(1) + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
+    return p * i32((i32(n) + i32(127)) << i32(23)).view(f32)
+
+
+@inlined
+def largest(x):  # (n,) -> float32
+    """The largest of x. LLVM vectorises no float32 maximum, so the bits are compared as int32: for positive
+    floats they are in the right order, for negative ones all but the sign is flipped first. A NaN counts as
+    above +inf or below -inf, by its sign bit: look for NaN in what is computed from x, not in the result.
+    """
+    bits, m = x.view(i32), i32(-2**31)
+    for j in range(bits.size):
+        m = max(m, bits[j] ^ ((bits[j] >> i32(31)) & i32(0x7FFFFFFF)))
+    return i32(m ^ ((m >> i32(31)) & i32(0x7FFFFFFF))).view(f32)

@@ -1,0 +1,38 @@
+"""The table of operations: which lesson explains each, and which kernel does it fast.
+
+A model takes `ops` and is written once; devices.ops("numpy") runs it on the lessons' own lines,
+devices.ops("cpu") on kernels/cpu. Both rooms have the same names with the same signatures.
+"""
+import importlib
+from types import SimpleNamespace
+
+from kernels.cpu.memory import keep_freed_memory
+from lessons.errors import InputError
+
+LESSONS = {  # subject -> lesson, operations
+    "embedding": ("l06_embedding", ["embedding_forward", "embedding_backward"]),
+    "losses": ("l08_losses", ["cross_entropy"]),
+    "optimizers": ("l10_optimizers", ["gradient_norm_squared", "sgd", "adamw", "muon"]),
+    "attention": ("l12_attention", ["self_attention_forward", "self_attention_backward",
+                                    "cross_attention_forward", "cross_attention_backward"]),
+    "block": ("l13_block", ["linear_forward", "linear_backward", "linear_gelu_forward", "linear_gelu_backward",
+                            "layernorm_forward", "layernorm_backward", "dropout_forward", "dropout_backward"]),
+}
+ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}"}  # device -> the module of a subject
+
+
+def ops(device):
+    """A namespace of all operations on `device`: "numpy" or "cpu". InputError for any other."""
+    if device not in ROOMS:
+        later = " (the GPU's kernels come with lesson 26, which is not here yet)" if device == "cuda" else ""
+        raise InputError(f"there is no device {device!r}{later}: choose one of {', '.join(ROOMS)}")
+    keep_freed_memory()
+    table = {}
+    for subject, (_, names) in LESSONS.items():
+        table |= {name: getattr(module(device, subject), name) for name in names}
+    return SimpleNamespace(**table)
+
+
+def module(device, subject):
+    """The module of one subject: the lesson itself, or its kernels."""
+    return importlib.import_module(ROOMS[device].format(subject=subject, lesson=LESSONS[subject][0]))

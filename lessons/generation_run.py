@@ -1,0 +1,77 @@
+"""The command line around lesson 19: a model folder and a prompt become a text on the terminal."""
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lessons import devices, errors
+from lessons.l17_weights import load_model
+from lessons.l19_generation import beam_search, generate, text_pieces
+
+FOLDER = "out/shakespeare"  # where `make train` leaves its model
+
+
+def parse(argv):
+    parser = errors.Parser("generation", "Write a text on with a trained GPT.")
+    add = parser.add_argument
+    add("--model", metavar="DIR", default=FOLDER, help=f"a model folder (default: {FOLDER})")
+    add("--prompt", metavar="TEXT", default="", help="how the text begins (default: as a new line does)")
+    add("--tokens", metavar="N", type=errors.positive_int, default=200,
+        help="how many to write (default: 200)")
+    add("--temperature", metavar="X", type=errors.non_negative_float, default=0.8,
+        help="below 1 more careful, above 1 more daring; 0: always the most probable token (default: 0.8)")
+    add("--top-k", metavar="K", type=errors.positive_int, default=40,
+        help="choose among the K most probable tokens (default: 40)")
+    add("--top-p", metavar="P", type=errors.fraction, default=1.0,
+        help="choose among the most probable that have this much probability together (default: 1.0, all)")
+    add("--beams", metavar="N", type=errors.number(int, lambda n: 1 <= n <= 100, "a whole number, 1 to 100"),
+        default=1, help="search the most probable text with N beams, draw nothing (default: 1, no search)")
+    add("--seed", metavar="N", type=errors.non_negative_int, default=0,
+        help="another seed, another text (default: 0)")
+    add("--device", type=errors.choice(*devices.ROOMS), default="cpu",
+        help="cpu (default), or numpy: the lessons' own lines")
+    return parser.parse_args(argv)
+
+
+def run(argv):
+    """Generate as the command line says. Standard output gets the text alone, as it is produced."""
+    args = parse(argv)
+    p, tokenizer = load_model(args.model)
+    if tokenizer is None:
+        raise errors.InputError(f"{args.model} has no tokenizer.json: copy the one of its training into it")
+    sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows "?" and goes on
+    ops, prompt = devices.ops(args.device), encode_prompt(tokenizer, args.prompt)
+    print(args.prompt, end="", flush=True)
+    start = time.perf_counter()
+    if args.beams > 1:
+        tokens, log_p = beam_search(ops, p, prompt, args.tokens, args.beams)
+        found = f", mean log p of a token {log_p / args.tokens:.2f}"
+    else:
+        tokens = generate(ops, p, prompt, args.tokens, args.temperature, args.top_k, args.top_p, args.seed)
+        found = ""
+    for piece in text_pieces(tokenizer, tokens):
+        print(piece, end="", flush=True)
+    seconds = time.perf_counter() - start
+    print(flush=True)
+    print(f"{args.tokens} tokens, {args.tokens / seconds:,.0f} a second{found}", file=sys.stderr)
+
+
+def encode_prompt(tokenizer, text):  # -> (T,) with T >= 1
+    """The prompt's tokens. An empty one starts as a new line does, or with token 0 if there is no newline."""
+    try:
+        return tokenizer.encode(text or "\n")
+    except ValueError as error:
+        if text:
+            raise errors.InputError(f"--prompt: {error}") from None
+        return np.array([0])
+
+
+def model_at_hand():  # -> (Parameters, tokenizer)
+    """For the demonstration: what `make train` left, or else a small model trained now."""
+    if Path(FOLDER, "model.safetensors").exists():
+        return load_model(FOLDER)
+    from lessons.l18_training import quick_model
+    from lessons.texts import read_text
+    print("No trained model yet (make train makes one in about three minutes). A small one, trained now:")
+    return quick_model(read_text("shakespeare"))

@@ -1,0 +1,186 @@
+"""Lesson 8: losses, the one number that says how wrong a model is, and which way to push it.
+
+    softmax         p_j = exp(x_j) / sum_k exp(x_k)                     scores become probabilities
+    cross-entropy   -log p[target]                                      "you gave the truth too little"
+    contrastive     -log( exp(q_i.q_j) / sum_{k != i} exp(q_i.q_k) )    "be near your partner j, not the rest"
+
+The third is the second in disguise: the classes are the other rows of the batch, the right one is the partner.
+
+Where it comes from. InfoNCE (van den Oord et al. 2018, eq. 4) picks the one true sample among N by a softmax
+over scores. NT-Xent (SimCLR: Chen et al. 2020, eq. 1) is the formula above with the dot products divided by a
+temperature and the rows of length 1. The sum leaves out k = i and nothing else. With i, a row would compete
+with itself, the nearest of all: its loss could not fall below log 2. Without the partner j, the fraction
+could exceed 1: it would be no probability, and its loss has no floor.
+
+B batch, T positions, V vocabulary, D channels of an embedding; `...` is any number of axes, often (B, T).
+`make lesson 8` shows in numbers what each loss pulls and pushes, and draws pairs finding each other.
+"""
+import numpy as np
+
+IGNORE = -1  # a target that does not count: padding. PyTorch's cross_entropy uses -100.
+
+
+def softmax_forward(x):  # (..., V) -> (..., V)
+    """Probabilities over the last axis: positive, with sum 1. cache is the output.
+
+    Subtracting the largest changes nothing on paper (it divides above and below by the same number) and
+    saves the day on a machine: exp(1000) is inf, and inf / inf is NaN.
+
+    >>> softmax_forward(np.array([1000.0, 1000.0, -1000.0]))[0]
+    array([0.5, 0.5, 0. ])
+    """
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    p = e / e.sum(axis=-1, keepdims=True)
+    return p, p
+
+
+def softmax_backward(dout, cache):  # (..., V) -> (..., V)
+    """dx_j = p_j * (dout_j - sum_k p_k dout_k).
+
+    All outputs share one sum, so raising one lowers the others: only what differs from the mean (weighted
+    by p) gets through. The same dout for all gives 0.
+    """
+    p = cache
+    return p * (dout - (p * dout).sum(axis=-1, keepdims=True))
+
+
+def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float, (..., V)
+    """The loss, sum of -log softmax(logits)[target] / total, and its gradient:
+
+        dlogits = (softmax(logits) - one_hot(targets)) / total
+
+    In one function, because the backward of a loss starts from 1. Targets that are IGNORE (-1) have no loss
+    and gradient 0. total is by default the number of targets that count (with none: loss 0, gradient 0);
+    who has only a share of a batch passes the number in all of it, so that the shares add up.
+
+    log and exp cancel, so -log p is taken as log(sum exp(x)) - x[target]: p itself may round to 0, and
+    -log(0) is inf where the truth is 2000. Raises ValueError for a target that is neither a class nor IGNORE.
+    logits are used up: the CPU's kernel writes dlogits over them.
+
+    >>> cross_entropy(np.array([[0.0, 0.0], [5.0, 1.0]]), np.array([1, IGNORE]))
+    (0.6931471805599453, array([[ 0.5, -0.5],
+           [ 0. ,  0. ]]))
+    """
+    V = logits.shape[-1]
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets {targets.shape} must be {logits.shape[:-1]}: one for each row of logits")
+    rows, targets = logits.reshape(-1, V), targets.reshape(-1)
+    low, high = int(targets.min(initial=0)), int(targets.max(initial=0))
+    if low < IGNORE or high >= V:
+        raise ValueError(f"target {low if low < IGNORE else high} is none of {V} classes: "
+                         f"use 0 to {V - 1}, or {IGNORE} for what does not count")
+    dlogits = np.zeros_like(rows)
+    counted = np.flatnonzero(targets != IGNORE)
+    if counted.size == 0:
+        return 0.0, dlogits.reshape(logits.shape)
+    total = counted.size if total is None else total
+    each, target = np.arange(counted.size), targets[counted]
+    x = rows[counted] - rows[counted].max(axis=-1, keepdims=True)
+    norm = np.exp(x).sum(axis=-1, keepdims=True)
+    loss = (np.log(norm[:, 0]) - x[each, target]).sum(dtype=np.float64) / total
+    p = np.exp(x) / norm
+    p[each, target] -= 1
+    dlogits[counted] = p / total
+    return float(loss), dlogits.reshape(logits.shape)
+
+
+def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> float
+    """Mean over i of -log( exp(q_i.q_j / t) / sum over k != i of exp(q_i.q_k / t) ), j = partner[i], t temperature.
+
+    For N pairs, row i and row N + i each: partner = np.roll(np.arange(2 * N), N). A row whose partner is
+    IGNORE chooses nothing and is only a choice for others. A low temperature looks at the nearest rows only.
+    The formula takes any q; for NT-Xent divide each row by its length first, or longer vectors alone lower
+    the loss. Raises ValueError for a row that is its own partner, and for a temperature not above 0.
+
+    With two rows, the partner is the only choice, and there is nothing to learn:
+
+    >>> contrastive_forward(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))[0]
+    0.0
+    """
+    alone = np.flatnonzero(partner == np.arange(len(q)))
+    if alone.size:
+        raise ValueError(f"row {alone[0]} is its own partner: name another row, or {IGNORE} for none")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} must be above 0: 0.1 to 1 is usual")
+    scores = q @ q.T / float(temperature)
+    np.fill_diagonal(scores, -np.inf)  # k != i: exp(-inf) is 0
+    loss, dscores = cross_entropy(scores, partner)
+    return loss, (q, dscores, float(temperature))
+
+
+def contrastive_backward(dout, cache):  # float -> (2N, D)
+    """dq, for a loss that counts dout times. With s_ik = q_i.q_k / t, each row has two roles:
+
+        dq_i = sum over k of (ds_ik + ds_ki) q_k / t        once as the one who chooses, once as a choice
+
+    ds is cross-entropy's gradient: negative for the partner (descent pulls), positive for the rest (pushes).
+    """
+    q, dscores, temperature = cache
+    return (dscores + dscores.T) @ q * (float(dout) / temperature)
+
+
+def unit(q):  # (..., D) -> (..., D)
+    return q / np.linalg.norm(q, axis=-1, keepdims=True)
+
+
+def main():
+    words = ["mat", "sofa", "moon", "the"]
+    logits, targets = np.array([[2.0, 3.0, 0.0, -1.0]]), np.array([0])
+    p, _ = softmax_forward(logits)
+    loss, dlogits = cross_entropy(logits.copy(), targets)
+    print("cross-entropy: 'the cat sat on the ...', truth: mat")
+    print("             ", *(f"{w:>6}" for w in words))
+    for name, row in ("logit", logits[0]), ("probability", p[0]), ("gradient", dlogits[0]):
+        print(f"  {name:11}", *(f"{x:6.2f}" for x in row))
+    print(f"  loss -log {p[0, 0]:.2f} = {loss:.2f}")
+    print("  descent raises the truth by what it lacks, lowers each other word by what it has; the sum is 0")
+    print(f"  a model that knows nothing of 65 characters: {cross_entropy(np.zeros((1, 65)), targets)[0]:.3f} = log 65;"
+          f" sure and wrong, logits +-1000: {cross_entropy(np.array([[-1000.0, 1000.0]]), targets)[0]:.0f}")
+
+    n, rng = 6, np.random.default_rng(8)
+    partner = np.roll(np.arange(2 * n), n)
+    start = q = unit(rng.normal(size=(2 * n, 2)))
+    print(f"contrastive: {n} pairs on a circle, temperature 0.2; degrees from a row to")
+    print("  step   loss   its partner   the nearest other")
+    for step in range(201):
+        loss, cache = contrastive_forward(q, partner, 0.2)
+        if step in (0, 5, 20, 200):
+            print("  {:4} {:6.2f} {:13.0f} {:19.0f}".format(step, loss, *angles(q, partner)))
+        q = unit(q - 0.5 * contrastive_backward(1.0, cache))
+    print("  the same rows, 3 times as long:", f"loss {contrastive_forward(3 * q, partner, 0.2)[0]:.2f};",
+          "nothing was learned, so NT-Xent sets every length to 1")
+    print("picture:", draw(start, q, partner))
+
+
+def angles(q, partner):  # (2N, D), (2N,) -> two numbers
+    """Mean angle to the partner, mean angle to the nearest row that is not the partner, in degrees."""
+    degrees = np.degrees(np.arccos(np.clip(q @ q.T, -1, 1)))
+    each = np.arange(len(q))
+    near = degrees[each, partner]
+    degrees[each, partner] = degrees[each, each] = np.inf
+    return near.mean(), degrees.min(axis=1).mean()
+
+
+def draw(before, after, partner):  # (2N, 2) twice, (2N,) -> path
+    """Rows as points on the circle, a line and a colour for each pair."""
+    from pathlib import Path
+
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    for panel, q, title in zip(panels, (before, after), ("before", "after 200 steps: pairs meet, others part")):
+        panel.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgray"))
+        for i in range(len(q) // 2):
+            panel.plot(*q[[i, partner[i]]].T, "o-", color=f"C{i}")
+        panel.set(title=title, aspect="equal", xticks=[], yticks=[])
+    path = Path("out/lessons/losses.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Lesson 10: optimizers. The gradient says which way is down. How far to step, and exactly where to?
+
+    SGD       p -= lr * g                                                Robbins & Monro 1951
+    momentum  m = mu * m + g;  p -= lr * m                               Polyak 1964
+    Adam      p -= lr * m / sqrt(v),  m and v averages of g and g^2      Kingma & Ba 2015, algorithm 1
+    AdamW     Adam, and p shrinks by lr * weight_decay * p               Loshchilov & Hutter 2019, algorithm 2
+    Muon      p -= lr * (m with all its singular values near 1)          Jordan et al. 2024, the post "Muon"
+
+p parameters, g gradient, m and v the optimizer's memory (zeros at the start), lr the rate (step size).
+All parameters of a model lie in one flat buffer, matrices first. So an optimizer is one call on a slice:
+the caller passes weight_decay for the slice with the matrices and 0 for the biases and norms behind it.
+Everything is changed in place; g is only read. `scale` multiplies g on its way in: that is clipping.
+
+`make lesson 10` walks down one valley with each of them and draws the paths.
+"""
+import math
+import pathlib
+
+import numpy as np
+
+
+def gradient_norm_squared(grads, start, stop):  # (R, n) -> float
+    """Add rows 1.. of grads[:, start:stop] into row 0 and return the sum of squares of that sum.
+
+    Each of R threads has a share of the batch and a gradient of its own: the batch's gradient is the sum.
+    """
+    g = grads[0, start:stop]
+    for other in grads[1:, start:stop]:
+        g += other
+    return float(np.square(g, dtype=np.float64).sum())
+
+
+def clip_scale(norm, limit):
+    """What to multiply the gradient by, so that its norm is at most limit (Pascanu et al. 2013, algorithm 1).
+
+    Without it one bad batch can undo a thousand steps. One factor for all numbers keeps the direction.
+
+    >>> round(clip_scale(50.0, 1.0), 4), clip_scale(0.5, 1.0)
+    (0.02, 1.0)
+    """
+    return min(limit / (norm + 1e-6), 1.0)  # NaN stays NaN; min(1.0, nan) would be 1.0
+
+
+def sgd(p, g, m, lr, momentum, weight_decay, scale):  # (n,), (n,), (n,)
+    """One step of stochastic gradient descent, in place; momentum 0 is the plain form.
+
+    m is a rolling ball: steps that agree add up, to 1 / (1 - momentum) of one; steps that alternate cancel.
+    The decay goes straight to p, as in adamw. Through m it would last on after p has shrunk.
+    """
+    m *= momentum
+    m += g * scale
+    p *= 1 - lr * weight_decay
+    p -= lr * m
+
+
+def adam(p, g, m, v, lr, beta1, beta2, eps, step, bias_correction=True):  # (n,), (n,), (n,), (n,)
+    """One step of Adam, in place; step counts from 1. Each number gets its own step size: about lr.
+
+    m and v start at zero, so after t steps they hold 1 - beta^t of an average. Dividing by that mends it.
+    The article leaves it out (bias_correction=False): its first step is (1 - beta1) / sqrt(1 - beta2) * lr,
+    3.16 times too long for 0.9 and 0.999. If g stays, it is 6.6 times at step 12 and 1.3 times at 1,000.
+
+    >>> for corrected in True, False:
+    ...     p, m, v = np.zeros(2), np.zeros(2), np.zeros(2)
+    ...     adam(p, np.array([500.0, -0.02]), m, v, 0.1, 0.9, 0.999, 1e-8, step=1, bias_correction=corrected)
+    ...     print(p.round(3))
+    [-0.1  0.1]
+    [-0.316  0.316]
+    """
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
+    mean, square = m, v
+    if bias_correction:
+        mean, square = m / (1 - beta1**step), v / (1 - beta2**step)
+    p -= lr * mean / (np.sqrt(square) + eps)
+
+
+def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale):  # (n,), (n,), (n,), (n,)
+    """One step of Adam with decoupled weight decay, in place; step counts from 1.
+
+    The decay does not pass through g. There, Adam would divide it by sqrt(v), and the weights with the
+    largest gradients would decay least. Here every weight loses the same share, lr * weight_decay.
+    """
+    p *= 1 - lr * weight_decay
+    adam(p, g * scale, m, v, lr, beta1, beta2, eps, step)
+
+
+def newton_schulz(x):  # (n, k) -> (n, k)
+    """x = U S V^T with the singular values in S replaced by numbers near 1 (0.68 to 1.2), without an SVD.
+
+    a X + b X X^T X + c X X^T X X^T X = U (a S + b S^3 + c S^5) V^T: it acts on the singular values alone.
+    Five rounds bring every s between 0.002 and 1 there. Jordan chose a, b, c for speed: small values grow
+    3.4-fold a round, and in return nothing settles at exactly 1. It need not.
+    """
+    a, b, c = 3.4445, -4.775, 2.0315
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x  # so that X X^T is the smaller of the two squares
+    x = x / (np.linalg.norm(x) + 1e-7)  # no singular value exceeds this norm, so all are at most 1
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def muon(p, g, m, lr, momentum, scale):  # (n_in, n_out) each
+    """One step of Muon on one weight matrix, in place: momentum, then newton_schulz.
+
+    A gradient has a few large singular values and many small ones; SGD hardly moves along the small, Muon
+    along all alike. Tables and vectors are left to AdamW. The update is m averaged once more with g
+    (Nesterov's look ahead). A matrix with more outputs than inputs takes longer steps.
+    """
+    g = g * scale
+    m += (1 - momentum) * (g - m)
+    update = g + momentum * (m - g)
+    p -= lr * math.sqrt(max(1, p.shape[1] / p.shape[0])) * newton_schulz(update)
+
+
+def warmup_linear(step, steps, warmup, rate, final=0.0):
+    """The rate of a step (1 .. steps): rises in a line to rate at step warmup, then falls in a line to final.
+
+    Warm-up, because the first steps know least: m and v have seen little, and the weights are random. Decay,
+    because steps of one size end up rattling around the minimum at the distance of one step.
+
+    >>> [warmup_linear(step, steps=10, warmup=2, rate=1.0) for step in (1, 2, 6, 10)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return rate * step / warmup
+    left = max(0, steps - step) / max(1, steps - warmup)  # 1 after the warm-up, 0 at the end
+    return final + (rate - final) * left
+
+
+def warmup_cosine(step, steps, warmup, rate, final=0.0):
+    """As warmup_linear, but falls along half a cosine: slow, fast, slow (Loshchilov & Hutter 2017, eq. 5)."""
+    if step < warmup:
+        return rate * step / warmup
+    return final + (rate - final) * (1 - math.cos(math.pi * warmup_linear(step, steps, warmup, 1.0))) / 2
+
+
+def valley(points):  # (..., 2) -> (...), (..., 2)
+    """Loss and gradient: lowest at (1, 1), 100 times steeper across than along, turned by 20 degrees."""
+    floor = math.cos(0.35), math.sin(0.35)
+    curvature = 100 * np.eye(2) - 99 * np.outer(floor, floor)
+    gradient = (points - 1) @ curvature
+    return ((points - 1) * gradient).sum(axis=-1) / 2, gradient
+
+
+def descend(step):
+    """200 times step(p, g, m, v, t) down the valley -> all the points on the way (201, 2)."""
+    m, v, path = np.zeros(2), np.zeros(2), [np.array([-4.0, 0.0])]
+    for t in range(1, 201):
+        path.append(path[-1].copy())
+        step(path[-1], valley(path[-1])[1], m, v, t)
+    return np.array(path)
+
+
+def main():
+    paths = {
+        "SGD": descend(lambda p, g, m, v, t: sgd(p, g, m, 0.018, 0.0, 0.0, 1.0)),
+        "momentum": descend(lambda p, g, m, v, t: sgd(p, g, m, 0.005, 0.9, 0.0, 1.0)),
+        "article's Adam": descend(lambda p, g, m, v, t: adam(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, t, False)),
+        "Adam": descend(lambda p, g, m, v, t: adam(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, t)),
+        "AdamW": descend(lambda p, g, m, v, t: adamw(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, 0.1, t, 1.0)),
+    }
+    print("loss in the valley       start   after 10 steps     50     200   first step   ends at")
+    for name, path in paths.items():
+        start, ten, fifty, end = valley(path[[0, 10, 50, 200]])[0]
+        print(f"  {name:<14} {start:14.1f} {ten:16.2f} {fifty:6.2f} {end:7.3f} "
+              f"{np.linalg.norm(path[1] - path[0]):12.2f}   ({path[-1, 0]:.2f}, {path[-1, 1]:.2f})")
+    print("The article's first step is 3.2 times Adam's. AdamW's decay of 0.1 pulls towards (0, 0).")
+
+    inputs, outputs = np.random.default_rng(0).normal(size=(2, 200, 32))
+    gradient = inputs[:, :16].T / np.arange(1, 201) @ outputs  # a few examples outweigh the rest
+    for name, matrix in ("a 16 x 32 gradient:", gradient), ("Muon's update for it:", newton_schulz(gradient)):
+        values = np.linalg.svd(matrix, compute_uv=False)[[0, 1, 2, 4, 8, 15]]
+        print(f"singular values 1, 2, 3, 5, 9, 16 of {name:<22}", *(f"{s:5.2f}" for s in values))
+
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    plan, fall, rates = figure.subplots(1, 3, width_ratios=(2, 1.2, 1))
+    x, y = np.meshgrid(np.linspace(-4.6, 2.6, 200), np.linspace(-2.1, 2.7, 200))
+    plan.contour(x, y, valley(np.stack([x, y], axis=-1))[0], np.geomspace(0.1, 400, 9), colors="0.85")
+    for name, path in paths.items():
+        plan.plot(*path.T, "o-", markersize=2.5, linewidth=1.1, label=name)
+        fall.semilogy(valley(path)[0])
+    plan.plot(1, 1, "k*", markersize=13)
+    plan.set(title="one valley, 200 steps from the left to the star", aspect="equal")
+    plan.legend(loc="lower right")
+    fall.set(title="loss (colours as on the left)", xlabel="step", ylim=(1e-4, 200))
+    for schedule in warmup_linear, warmup_cosine:
+        rates.plot(range(1, 201), [schedule(t, 200, 20, 1.0) for t in range(1, 201)], label=schedule.__name__)
+    rates.set(title="rate, as a share of the largest", xlabel="step")
+    rates.legend(loc="upper right")
+    pathlib.Path("out/lessons").mkdir(parents=True, exist_ok=True)
+    figure.savefig("out/lessons/optimizers.png", dpi=110)
+    print("drawn in out/lessons/optimizers.png")
+
+
+if __name__ == "__main__":
+    main()

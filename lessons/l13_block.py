@@ -1,0 +1,189 @@
+"""Lesson 13: the transformer block. What stands around attention, and why a deep stack trains at all?
+
+    x = x + attention(layernorm(x)) @ W + b              look at other positions
+    x = x + gelu(layernorm(x) @ W + b) @ W + b           think about each position by itself
+
+x is the residual stream: each half reads it through a layer norm and adds what it found. The gradient flows
+back along the plus signs unchanged, whatever the depth. The norm stands before each half ("pre-norm", as in
+GPT-2: Radford et al. 2019, section 2.3).
+
+B batch, T positions, C channels, K outputs of a linear layer; ... stands for (B, T).
+`make lesson 13` shows what happens to the numbers and to the gradient in 48 blocks without these parts.
+"""
+import math
+
+import numpy as np
+
+
+def linear_forward(x, weight, bias=None, residual=None):  # (..., C), (C, K), (K,), (..., K) -> (..., K)
+    """residual + x @ weight + bias. The weight is stored (in, out), as GPT-2 does.
+
+    >>> linear_forward(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))[0]
+    array([[11.5]])
+    """
+    out = x @ weight
+    if bias is not None:
+        out += bias
+    if residual is not None:
+        out += residual
+    return out, (x, weight)
+
+
+def linear_backward(dout, cache, dweight, dbias=None):  # (..., K) -> (..., C)
+    """Write dweight (C, K) and dbias (K,); return dx. The residual's gradient is dout itself.
+
+    weight and bias serve every position: their gradients are sums over all of them.
+    """
+    x, weight = cache
+    rows = dout.reshape(-1, dout.shape[-1])
+    dweight[:] = x.reshape(-1, x.shape[-1]).T @ rows
+    if dbias is not None:
+        dbias[:] = rows.sum(axis=0)
+    return dout @ weight.T
+
+
+def linear_gelu_forward(x, weight, bias):  # (..., C), (C, K), (K,) -> (..., K)
+    """gelu(x @ weight + bias), in GPT-2's tanh form (Hendrycks & Gimpel 2016, section 2):
+
+        gelu(y) = 0.5 y (1 + tanh(u)),   u = sqrt(2/pi) (y + 0.044715 y^3)
+
+    cache holds the slope of gelu at y: backward is one product, and y can be forgotten.
+    """
+    k = math.sqrt(2 / math.pi)
+    y = x @ weight + bias
+    tanh = np.tanh(k * (y + 0.044715 * y * y * y))
+    slope = 0.5 * (1 + tanh) + 0.5 * y * (1 - tanh * tanh) * k * (1 + 3 * 0.044715 * y * y)
+    return 0.5 * y * (1 + tanh), (x, weight, slope)
+
+
+def linear_gelu_backward(dout, cache, dweight, dbias):  # (..., K) -> (..., C)
+    """Through gelu, then as linear_backward. dout is used up (the cpu room writes over it)."""
+    x, weight, slope = cache
+    return linear_backward(dout * slope, (x, weight), dweight, dbias)
+
+
+def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..., C)
+    """(x - mean) / sqrt(var + eps) * weight + bias, over the last axis (Ba, Kiros & Hinton 2016, eq. 4).
+
+    cache holds xhat, the normalised x, and rstd = 1 / sqrt(var + eps), one number a position.
+
+    >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2))[0].round(3)
+    array([[-1.,  1.]])
+    """
+    mean = x.mean(axis=-1, keepdims=True)
+    rstd = 1 / np.sqrt(x.var(axis=-1, keepdims=True) + eps)
+    xhat = (x - mean) * rstd
+    return xhat * weight + bias, (xhat, rstd, weight)
+
+
+def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C) -> (..., C)
+    """Write dweight and dbias (C,); return dx, plus dresidual: what arrives along the residual path.
+
+    x reaches the output along three paths: directly, through the mean, through the variance.
+    With d = dout * weight, each of the last two takes a mean over C away:
+
+        dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) + dresidual
+
+    dresidual is used up (the cpu room adds into it).
+    """
+    xhat, rstd, weight = cache
+    rows = tuple(range(dout.ndim - 1))  # every axis but the last shares weight and bias
+    dweight[:] = (dout * xhat).sum(axis=rows)
+    dbias[:] = dout.sum(axis=rows)
+    d = dout * weight
+    dx = rstd * (d - d.mean(axis=-1, keepdims=True) - xhat * (d * xhat).mean(axis=-1, keepdims=True))
+    return dx if dresidual is None else dx + dresidual
+
+
+def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
+    """residual + x with a share `rate` of x set to 0 and the rest divided by 1 - rate (Srivastava et al. 2014).
+
+    Which numbers fall is a function of (seed, place) alone, a hash instead of a random generator: every room
+    drops the same ones, and a resumed run too. 0 <= rate < 1; seed is a whole number.
+    """
+    bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed * 0x85EBCA6B % 2**32)
+    for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1):  # MurmurHash3's last step
+        bits = (bits ^ bits >> np.uint32(shift)) * np.uint32(factor)
+    keep = (bits >= rate * 2**32).reshape(x.shape)
+    scale = keep.astype(x.dtype) / (1 - rate)
+    out = x * scale
+    return out if residual is None else out + residual, scale
+
+
+def dropout_backward(dout, cache):  # (...) -> (...)
+    """What was dropped gets no gradient, what was scaled up gets it scaled up. The residual's is dout itself."""
+    return dout * cache
+
+
+def branch_forward(ops, x, h, weight, bias, rate, seed):  # residual x (B, T, C), h (B, T, K) -> (B, T, C)
+    """The end of each half: x + dropout(h @ weight + bias)."""
+    if not rate:
+        out, linear = ops.linear_forward(h, weight, bias, residual=x)
+        return out, (linear, None)
+    out, linear = ops.linear_forward(h, weight, bias)
+    out, dropout = ops.dropout_forward(out, rate, seed, residual=x)
+    return out, (linear, dropout)
+
+
+def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T, K)
+    linear, dropout = cache
+    if dropout is not None:
+        dout = ops.dropout_backward(dout, dropout)
+    return ops.linear_backward(dout, linear, dweight, dbias)
+
+
+def block_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
+    """One block. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache).
+
+    The model says how to attend: causal in a decoder, with padding lengths in an encoder, with a memory of
+    earlier positions in generation. The block is the same.
+    """
+    h, norm_1 = ops.layernorm_forward(x, *p["ln_1"])
+    qkv, c_attn = ops.linear_forward(h, *p["attn.c_attn"])
+    h, attended = attention(qkv)
+    x, c_proj = branch_forward(ops, x, h, *p["attn.c_proj"], dropout, 2 * seed)
+    h, norm_2 = ops.layernorm_forward(x, *p["ln_2"])
+    h, c_fc = ops.linear_gelu_forward(h, *p["mlp.c_fc"])
+    x, mlp = branch_forward(ops, x, h, *p["mlp.c_proj"], dropout, 2 * seed + 1)
+    return x, (norm_1, c_attn, attended, c_proj, norm_2, c_fc, mlp)
+
+
+def block_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
+    """The same lines from last to first. g: module name -> (dweight, dbias), written. dx is used up."""
+    norm_1, c_attn, attended, c_proj, norm_2, c_fc, mlp = cache
+    dh = branch_backward(ops, dx, mlp, *g["mlp.c_proj"])
+    dh = ops.linear_gelu_backward(dh, c_fc, *g["mlp.c_fc"])
+    dx = ops.layernorm_backward(dh, norm_2, *g["ln_2"], dresidual=dx)
+    dh = branch_backward(ops, dx, c_proj, *g["attn.c_proj"])
+    dqkv = ops.self_attention_backward(dh, attended)
+    dh = ops.linear_backward(dqkv, c_attn, *g["attn.c_attn"])
+    return ops.layernorm_backward(dh, norm_1, *g["ln_1"], dresidual=dx)
+
+
+def main():
+    print(f"{'48 layers of gelu(x @ W) @ W':32s} {'activations after':>30s}   gradient at")
+    print(f"{'':32s} {'layer 1':>10s}{'layer 12':>10s}{'layer 48':>10s}   the input")
+    rng = np.random.default_rng(0)
+    C, depth = 64, 48
+    layers = [(rng.normal(0, 0.18, (C, C)), rng.normal(0, 0.18, (C, C))) for _ in range(depth)]
+    ones, zeros = np.ones(C), np.zeros(C)
+    grad = [np.empty((C, C)), np.empty(C)]  # the parameters' gradients are not looked at here
+    for norm, residual in (False, False), (True, False), (False, True), (True, True):
+        x, caches, spread = rng.normal(size=(1, 32, C)), [], []
+        for w_in, w_out in layers:
+            h, c1 = layernorm_forward(x, ones, zeros) if norm else (x, None)
+            h, c2 = linear_gelu_forward(h, w_in, zeros)
+            x, c3 = linear_forward(h, w_out, zeros, residual=x if residual else None)
+            caches.append((c1, c2, c3))
+            spread.append(x.std())
+        dx = np.ones_like(x)
+        for c1, c2, c3 in reversed(caches):
+            dh = linear_gelu_backward(linear_backward(dx, c3, *grad), c2, *grad)
+            dh = layernorm_backward(dh, c1, grad[1], grad[1]) if norm else dh
+            dx = dx + dh if residual else dh
+        name = {(0, 0): "plain", (1, 0): "with layer norm", (0, 1): "with residual", (1, 1): "with both: the block"}
+        print(f"{name[norm, residual]:32s}" + "".join(f"{spread[d - 1]:10.1e}" for d in (1, 12, 48)) + f"   {dx.std():9.1e}")
+
+
+if __name__ == "__main__":
+    main()

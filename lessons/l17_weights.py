@@ -1,0 +1,243 @@
+"""Lesson 17: weights. What is a trained model on disk, and what is left if the machine stops in mid-write?
+
+A model folder holds three files, those of Hugging Face's GPT-2, so that `transformers` opens it:
+
+    model.safetensors   the numbers: 8 bytes with the header's length, a header in JSON, array after array
+    config.json         the sizes, and which variant of the formula the numbers are for
+    tokenizer.json      lesson 5's; with another vocabulary, token 17 is another word
+
+A training's checkpoint is one safetensors file with more arrays, and its settings in the header. Nothing in
+the format (https://huggingface.co/docs/safetensors) is executed; a pickled .bin runs what its author wanted.
+`make lesson 17` reads a file byte by byte, and ends processes while they write.
+`python -m lessons weights FOLDER` lists a GPT-2's tensors.
+"""
+import contextlib
+import json
+import multiprocessing
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lessons.errors import InputError
+from lessons.l16_gpt import Config, Parameters, count_parameters, init_parameters, shapes
+
+SIZES = ["n_positions" if name == "block_size" else name for name in Config._fields]  # config.json's words
+FORMULA = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+           "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+REST = {"architectures": ["GPT2LMHeadModel"], "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": True,
+        "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # what transformers would guess otherwise
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # NumPy has no bfloat16: its 16 bits
+STATE = "training state 1"  # the word in the metadata by which we know a checkpoint of ours; 1 is the version
+
+
+def write_atomically(path, write):
+    """write(temporary) fills a file beside path, which then takes path's place: old or new, never half.
+
+    If write raises, the old file stays and the temporary one goes. A link stays, its target is replaced.
+    InputError if path is a folder or a device. An OSError (a full disk) passes, with a file's name.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a file: move it away, or write somewhere else")
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)  # what a killed process left
+        write(temporary)
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())  # or the new name may reach the disk before the bytes do
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C too
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # not every system can sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        stack.callback(os.close, folder)
+        os.fsync(folder)  # the new name itself
+
+
+def packed(arrays, metadata):  # -> bytes
+    """The package copies memory as it lies, so a transposed view is first laid out in its own order."""
+    return save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata)
+
+
+def open_tensors(path):
+    """The package's reader. It refuses headers that lie: lengths or offsets beyond the file, overlaps."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}: name another one, or train first")
+    try:
+        return safe_open(path, "numpy")
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}): take another copy, or train anew"
+                         ) from None
+
+
+def tensor_by_hand(path, name):
+    """One tensor without the package, which cannot give NumPy a bfloat16: here it becomes float32."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+        begin, end = entry["data_offsets"]  # counted from the end of the header
+        file.seek(8 + length + begin)
+        numbers = np.frombuffer(file.read(end - begin), FLOATS[entry["dtype"]])
+    if entry["dtype"] == "BF16":  # the upper half of a float32: sign, exponent, 7 of 23 bits
+        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+    return numbers.reshape(entry["shape"])
+
+
+def save_model(folder, p, tokenizer):
+    """Write the three files, float32; the numbers last: they make a folder a model. tokenizer may be None."""
+    from lessons.l05_tokenizer import save_tokenizer
+    folder = Path(folder)
+    config = FORMULA | dict(zip(SIZES, p.config)) | {"n_ctx": p.config.block_size} | REST
+    data = packed({name: view.astype(np.float32) for name, view in p.views.items()}, {"format": "pt"})
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is None:
+        (folder / "tokenizer.json").unlink(missing_ok=True)  # it was another model's
+    else:
+        write_atomically(folder / "tokenizer.json", lambda temporary: save_tokenizer(tokenizer, temporary))
+    text = json.dumps(config, indent=2)
+    write_atomically(folder / "config.json", lambda temporary: temporary.write_text(text))
+    write_atomically(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
+
+
+def load_model(folder):
+    """A folder of ours, or a GPT-2 from elsewhere -> Parameters (float32), tokenizer or None.
+
+    Names may begin with `transformer.`; an lm_head.weight may be there if it equals wte.weight; float64,
+    float16 and bfloat16 become float32. InputError, in one line, where we would compute something else.
+    """
+    from lessons.l05_tokenizer import load_tokenizer
+    config, path = read_config(Path(folder, "config.json")), Path(folder, "model.safetensors")
+    with open_tensors(path) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is not a dict)
+        prefix = "" if "wte.weight" in slices else "transformer."
+        keys = {key.removeprefix(prefix): key for key in slices}
+        found = {name: (slices[key].get_dtype(), *slices[key].get_shape()) for name, key in keys.items()}
+        check_tensors(path, config, found)
+        p = Parameters(config)
+        head = {name: np.empty_like(p["wte.weight"]) for name in found if name == "lm_head.weight"}
+        for name, view in (p.views | head).items():
+            by_hand = found[name][0] == "BF16"
+            view[:] = tensor_by_hand(path, keys[name]) if by_hand else file.get_tensor(keys[name])
+    if not np.isfinite(p.flat).all():
+        raise InputError(f"{path} holds NaN or infinity: take an earlier copy, or train anew")
+    if any((copy != p["wte.weight"]).any() for copy in head.values()):
+        raise InputError(f"{path}: lm_head.weight differs from wte.weight, this GPT has one table for both")
+    file = path.with_name("tokenizer.json")
+    tokenizer = load_tokenizer(file) if file.exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise InputError(f"{file} has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: take another")
+    return p, tokenizer
+
+
+def read_config(path):
+    """config.json -> Config. InputError if it is none, or asks for another formula than lesson 16's."""
+    if not path.is_file():
+        raise InputError(f"no model in {path.parent} (no config.json): name another folder, or train first")
+    try:
+        stored = json.loads(path.read_bytes())
+        config = Config(*[stored[name] for name in SIZES])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged or lacks one of {', '.join(SIZES)}: take another copy") from None
+    if not all(type(n) is int and 0 < n < 10**7 for n in config) or config.n_embd % config.n_head:
+        raise InputError(f"{path} has sizes that no GPT can have, {config}: take another copy")
+    for name, value in FORMULA.items():
+        if stored.get(name, value) != value:
+            raise InputError(f"{path}: {name} is {stored[name]!r}, here it is {value!r}: take another model")
+    return config
+
+
+def check_tensors(path, config, found):
+    """InputError names what does not fit, before a number is read. found: name -> (type, *shape)."""
+    want = shapes(config._replace(n_layer=min(config.n_layer, len(found) + 1)))  # a lie here takes no memory
+    want |= {"lm_head.weight": want["wte.weight"]} if "lm_head.weight" in found else {}
+    masks = {name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))}  # in old files
+    problems = {"missing": want.keys() - found.keys(), "unexpected": found.keys() - want.keys() - masks,
+                "wrong": {f"{name} {found[name]} for {want[name]}" for name in want.keys() & found.keys()
+                          if found[name][1:] != want[name] or found[name][0] not in FLOATS}}
+    parts = [f"{what} {', '.join(sorted(names)[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
+             for what, names in problems.items() if names]
+    if parts:
+        raise InputError(f"{path} does not fit config.json: {'; '.join(parts)}")
+
+
+def save_state(path, arrays, settings):
+    """Write {name: array} and a dict that JSON can hold: all that a training needs to go on, in one file."""
+    crc = zlib.crc32(packed(arrays, {"settings": json.dumps(settings)}))
+    data = packed(arrays, {STATE: json.dumps({"crc32": crc, "settings": settings})})
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def load_state(path):
+    """-> arrays, settings, as they were saved. InputError for another file, and for ours if a bit differs."""
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+        if STATE not in metadata:
+            raise InputError(f"{path} is not a {STATE}: name another file, or train anew")
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+            arrays, state = file.get_tensors(), json.loads(metadata[STATE])
+            if state["crc32"] == zlib.crc32(packed(arrays, {"settings": json.dumps(state["settings"])})):
+                return arrays, state["settings"]
+    raise InputError(f"{path} is damaged (its checksum does not fit): take another copy, or train anew")
+
+
+def crash(path, point):
+    """In a process of its own: write NEW, and end at `point` with no except and no finally, as by kill -9."""
+    def write(path):
+        with open(path, "wb", buffering=0) as file:
+            file.write(b"NE")
+            if "halfway" in point:
+                os._exit(9)
+            file.write(b"W")
+
+    if "before" in point:
+        os.replace = lambda *_: os._exit(9)
+    write(path) if "in place" in point else write_atomically(path, write)
+
+
+def list_tensors(folder):
+    p, _ = load_model(folder)
+    for name, view in p.views.items():
+        print(f"{name:24s}{view.shape!s:>14}{view.size:12,}  mean {view.mean():+.4f}  spread {view.std():.4f}")
+    print(f"{count_parameters(p.config):,} parameters")
+
+
+def main(folder=None):
+    if folder is not None:
+        return list_tensors(folder)
+    from lessons.l05_tokenizer import char_tokenizer
+    with tempfile.TemporaryDirectory() as place:
+        path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
+        p = init_parameters(Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4))
+        save_model(place, p, tokenizer)
+        print("model folder:     ", *(f"{file.name} ({file.stat().st_size} bytes)" for file in Path(place).iterdir()))
+        data = path.read_bytes()
+        n = int.from_bytes(data[:8], "little")
+        print(f"bytes 0 to 7:      {data[:8].hex(' ')} = {n}, little end first: so long is the header")
+        print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...\n{' ' * 18} ... {data[n - 60:n + 8].decode()}")
+        print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}")
+        print(f"end of wte.weight: {tensor_by_hand(path, 'wte.weight')[-1, -2:]} read by hand,"
+              f" {p['wte.weight'][-1, -2:]} in memory")
+        print("\nOLD is on the disk, NEW is being written, and the process ends:")
+        target = Path(place, "weights")
+        for point in "written in place, halfway", "atomically, halfway", "before the rename", "after it":
+            target.write_text("OLD")
+            child = multiprocessing.get_context("spawn").Process(target=crash, args=(target, point))
+            child.start()
+            child.join()
+            left = [f"{file.name}: {file.read_text():6s}" for file in sorted(target.parent.glob("weights*"))]
+            print(f"  {point:26s}", *left)
+        print("Power loss cannot be shown here: it also takes what the system had not yet put on the disk. Hence fsync.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Lesson 18: training. How does a text become a model?
+
+    for step in 1 .. steps:
+        rows of text  ->  loss and gradient  ->  clip  ->  update of all parameters
+
+Every core runs forward and backward on its share of the rows, in a thread of its own with its own gradient
+buffer. NumPy and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds up
+its slice of the gradients and updates its slice of the parameters. Between machines this is called data
+parallelism; here it is the same thing inside one process.
+
+B rows of a batch, T positions, R threads, n parameters. Losses are in nats a token; what can be compared
+between tokenizers is bits a character.
+`make lesson 18` (the same as `make train`) is the main job: a GPT on Shakespeare in about three minutes.
+"""
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from lessons import devices
+from lessons.l05_tokenizer import char_tokenizer
+from lessons.l10_optimizers import clip_scale, warmup_linear
+from lessons.l16_gpt import Config, Parameters, aligned_zeros, gpt_backward, gpt_forward, init_parameters
+
+
+class Recipe(NamedTuple):
+    """How one optimizer is used. The rate rises over `warmup` steps and falls in a line to 0."""
+
+    lr: float  # Muon's for the blocks' matrices; all else gets adam_lr
+    batch: int  # rows
+    steps: int
+    warmup: int
+    weight_decay: float = 0.0  # on matrices and tables
+    adam_lr: float = 0.0
+
+
+RECIPES = {
+    "muon": Recipe(lr=0.02, adam_lr=0.004, batch=16, steps=2400, warmup=50),
+    "adamw": Recipe(lr=0.004, batch=12, steps=4800, warmup=200, weight_decay=0.1),
+    "sgd": Recipe(lr=0.1, batch=12, steps=4800, warmup=200),
+}
+CLIP = 1.0  # the largest norm of a gradient
+BETAS, EPS, MOMENTUM = (0.9, 0.99), 1e-8, {"sgd": 0.9, "muon": 0.95}
+
+
+class Diverged(Exception):
+    """The loss or the gradient is NaN or infinite; the parameters are still those of the step before."""
+
+
+def split(text):  # -> (training text, validation text)
+    """The last tenth of the characters is kept for validation: no step ever sees it."""
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
+def rows(tokens, batch, block, seed, step):  # (n,) -> X (B, T), Y (B, T): Y is X one position later
+    """Random windows of the text. They depend on seed and step alone: a resumed run sees what it would have seen."""
+    starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block, batch)
+    windows = tokens[starts[:, None] + np.arange(block + 1)]
+    return windows[:, :-1], windows[:, 1:]
+
+
+def share(start, stop, i, parts):
+    """The i-th of `parts` nearly equal pieces of range(start, stop), as a slice. A rest is spread, not dropped.
+
+    >>> [share(0, 12, i, 5) for i in range(5)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None), slice(7, 9, None), slice(9, 12, None)]
+    """
+    n = stop - start
+    return slice(start + n * i // parts, start + n * (i + 1) // parts)
+
+
+class Trainer:
+    """A model, its optimizer's memory, and the threads that train it."""
+
+    def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0):
+        threadpool_limits(1, "blas")  # the threads are ours: one matrix product a core
+        self.ops, self.optimizer, self.threads = ops, optimizer, threads
+        self.recipe, self.steps = recipe or RECIPES[optimizer], 0
+        self.p = init_parameters(config, seed)
+        n = self.p.flat.size
+        self.flat_grads = aligned_zeros(threads * n, np.float32).reshape(threads, n)
+        self.grads = [Parameters(config, flat) for flat in self.flat_grads]
+        self.m, self.v = aligned_zeros(n, np.float32), aligned_zeros(n, np.float32)
+        self.memory = Parameters(config, self.m)  # m under its names, for Muon
+        self.pool = ThreadPoolExecutor(threads)
+
+    def together(self, function):
+        """[function(0), ..., function(R - 1)], at the same time."""
+        return list(self.pool.map(function, range(self.threads)))
+
+    def step(self, X, Y):  # (B, T), (B, T) -> loss in nats a token, norm of the gradient before clipping
+        """One update of all parameters. Raises Diverged, and changes nothing, where loss or norm is not finite."""
+        loss = sum(self.together(lambda i: self.loss_and_gradient(X, Y, i)))
+        norm = math.sqrt(sum(self.together(self.add_gradients)))
+        if not math.isfinite(loss + norm):
+            raise Diverged(f"step {self.steps + 1}: the loss is {loss}, the norm of its gradient {norm}")
+        self.steps += 1
+        self.together(lambda i: self.update(i, clip_scale(norm, CLIP)))
+        return loss, norm
+
+    def loss_and_gradient(self, X, Y, i):
+        """The i-th share of the rows: its part of the mean loss, and its gradient in the i-th buffer."""
+        mine = share(0, len(X), i, self.threads)
+        logits, cache = gpt_forward(self.ops, self.p, X[mine])
+        loss, dlogits = self.ops.cross_entropy(logits, Y[mine], X.size)
+        gpt_backward(self.ops, dlogits, cache, self.grads[i])
+        return loss
+
+    def add_gradients(self, i):
+        """All buffers' i-th slice added up in the first one; its squared norm."""
+        mine = share(0, self.p.flat.size, i, self.threads)
+        return self.ops.gradient_norm_squared(self.flat_grads, mine.start, mine.stop)
+
+    def rate(self):
+        """The factor, 0 to 1, of this step's rates. The step after the last one would have 0."""
+        return warmup_linear(self.steps, self.recipe.steps + 1, self.recipe.warmup, 1.0)
+
+    def update(self, i, scale):
+        """The i-th share of the parameters, changed by the optimizer."""
+        ops, p, g, r = self.ops, self.p, self.grads[0], self.recipe
+        lr, adam_lr = r.lr * self.rate(), r.adam_lr * self.rate()
+        if self.optimizer == "sgd":
+            s = share(0, p.flat.size, i, self.threads)
+            ops.sgd(p.flat[s], g.flat[s], self.m[s], lr, MOMENTUM["sgd"], r.weight_decay, scale)
+            return
+        adam = [(0, p.n_matrices, lr, r.weight_decay), (p.n_matrices, p.flat.size, lr, 0.0)]
+        if self.optimizer == "muon":
+            for name in block_matrices(p)[i::self.threads]:
+                ops.muon(p[name], g[name], self.memory[name], lr, MOMENTUM["muon"], scale)
+            adam = [(0, p.n_tables, adam_lr, 0.0), (p.n_matrices, p.flat.size, adam_lr, 0.0)]
+        for start, stop, rate, decay in adam:
+            s = share(start, stop, i, self.threads)
+            ops.adamw(p.flat[s], g.flat[s], self.m[s], self.v[s], rate, *BETAS, EPS, decay, self.steps, scale)
+
+    def arrays(self):
+        """All that a later process needs to go on, with the number of steps."""
+        return {"parameters": self.p.flat, "momentum": self.m, "variance": self.v}
+
+    def restore(self, arrays, steps):
+        for name, array in self.arrays().items():
+            array[:] = arrays[name]
+        self.steps = steps
+
+    def evaluate(self, tokens):  # (n,) -> mean loss of tokens[1:] in nats
+        """In non-overlapping blocks; what is left at the end is a shorter one, so every token counts once."""
+        T, inputs, targets = self.p.config.block_size, tokens[:-1], tokens[1:]
+        whole = len(inputs) // T * T
+        X, Y = inputs[:whole].reshape(-1, T), targets[:whole].reshape(-1, T)
+        batches = [(X[i:i + 8], Y[i:i + 8]) for i in range(0, len(X), 8)]
+        if whole < len(inputs):
+            batches.append((inputs[None, whole:], targets[None, whole:]))
+        losses = self.pool.map(lambda b: self.ops.cross_entropy(gpt_forward(self.ops, self.p, b[0])[0], b[1], 1)[0], batches)
+        return sum(losses) / len(targets)
+
+
+def block_matrices(p):
+    """Their names, sorted by Muon's work (size times small side), so that every R-th is a fair share of it."""
+    names = [name for name, view in p.views.items() if view.ndim == 2 and name.startswith("h.")]
+    return sorted(names, key=lambda name: p[name].size * min(p[name].shape))
+
+
+def train(trainer, tokens, seed=0):
+    """Yields the loss and the gradient's norm of each step, from where the trainer stands to its recipe's end."""
+    while trainer.steps < trainer.recipe.steps:
+        yield trainer.step(*rows(tokens, trainer.recipe.batch, trainer.p.config.block_size, seed, trainer.steps + 1))
+
+
+def quick_model(text, steps=200):  # -> (Parameters, tokenizer)
+    """A small model of characters, trained for a few seconds: for demonstrations where no better one is at hand."""
+    tokenizer = char_tokenizer(text)
+    recipe = RECIPES["muon"]._replace(steps=steps, warmup=steps // 10)
+    trainer = Trainer(devices.ops("cpu"), Config(tokenizer.vocab_size, 64, 2, 4, 64), recipe=recipe)
+    for _ in train(trainer, tokenizer.encode(text)):
+        pass
+    return trainer.p, tokenizer
+
+
+def main(*argv):
+    from lessons.training_run import run
+    run(argv)

@@ -1,0 +1,31 @@
+"""The texts that come with the course, by name, and any other text file."""
+import pathlib
+
+from lessons.errors import InputError
+
+DATA = pathlib.Path(__file__).parent.parent / "data"
+
+
+def read_text(name):
+    """The text called `name` in data/, or of the file `name`, which must be UTF-8. InputError says what is wrong."""
+    path = DATA / f"{name}.txt"
+    if "/" in name or not path.is_file():
+        path = pathlib.Path(name)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder: name a text file in it")
+    if not path.exists():
+        raise InputError(f"there is no file {name}, and no text of that name here; the texts here are {', '.join(names())}")
+    raw = path.read_bytes()
+    if not raw:
+        raise InputError(f"{name} is empty: give a file with text in it")
+    if b"\0" in raw:
+        raise InputError(f"{name} is not text: the byte at offset {raw.index(0)} is 0; give a UTF-8 text file")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8: the byte at offset {error.start} is {raw[error.start]:#04x}; "
+                         "save it as UTF-8") from None
+
+
+def names():
+    return sorted(path.stem for path in DATA.glob("*.txt"))

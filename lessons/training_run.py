@@ -1,0 +1,274 @@
+"""The main job around lesson 18: its command line, the folder it writes, the screen.
+
+    DIR/model.safetensors, config.json, tokenizer.json    the model, as other programs open it (lesson 17)
+    DIR/training.safetensors                              all that --resume needs, in one file
+    DIR/log.csv, loss.png                                 how it went
+"""
+import argparse
+import csv
+import hashlib
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lessons import devices
+from lessons.errors import InputError, Parser, non_negative_int, positive_float, positive_int
+from lessons.l05_tokenizer import char_tokenizer, gpt2_tokenizer, train_bpe
+from lessons.l16_gpt import Config, count_flops, count_parameters
+from lessons.l17_weights import load_state, save_model, save_state
+from lessons.l18_training import RECIPES, Diverged, Trainer, split, train
+from lessons.l19_generation import generate, text_pieces
+from lessons.texts import read_text
+
+FILES = {"model.safetensors", "config.json", "tokenizer.json", "training.safetensors", "log.csv", "loss.png"}
+COLUMNS = ["step", "tokens", "train_loss", "val_loss", "bits_per_character", "learning_rate", "grad_norm",
+           "tokens_per_second", "seconds"]
+INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
+
+
+def parse(argv):
+    """-> (what the run is, as far as it was given; the whole command line), two dicts."""
+    parser = Parser("training", "Train a GPT on a text.")
+    group = parser.add_argument_group("what the run is", argument_default=argparse.SUPPRESS)
+    add = group.add_argument
+    add("--data", help="a text file, or the name of a text in data/ (default: shakespeare)")
+    add("--tokenizer", choices=["bpe", "char", "gpt2"], help="(default: bpe)")
+    add("--vocab-size", type=positive_int, metavar="N", help="how many tokens bpe makes (default: 512)")
+    add("--optimizer", choices=list(RECIPES), help="(default: muon)")
+    add("--layers", type=positive_int, metavar="N", help="blocks (default: 4)")
+    add("--heads", type=positive_int, metavar="N", help="attention heads in a block (default: 4)")
+    add("--embd", type=positive_int, metavar="N", help="channels, a multiple of the heads (default: 128)")
+    add("--block", type=positive_int, metavar="N", help="tokens of context (default: 64)")
+    add("--batch", type=positive_int, metavar="N", help="rows in a step (default: the optimizer's recipe)")
+    add("--steps", type=positive_int, metavar="N", help="(default: the optimizer's recipe)")
+    add("--lr", type=positive_float, metavar="X", help="highest learning rate (default: the optimizer's recipe)")
+    add("--seed", type=non_negative_int, metavar="N", help="(default: 0)")
+    add("--eval-every", type=positive_int, metavar="N", help="steps (default: a tenth of all)")
+    add("--save-every", type=positive_int, metavar="N", help="steps (default: at every evaluation)")
+    names = [action.dest for action in group._group_actions]
+    group = parser.add_argument_group("how and where")
+    add = group.add_argument
+    add("--device", default="cpu", help="cpu, or numpy: the lessons' own lines")
+    add("--threads", type=positive_int, metavar="N", default=cores(), help="one for each core")
+    add("--out", metavar="DIR", default=argparse.SUPPRESS, help="(default: out/ and the text's name)")
+    add("--resume", action="store_true", help="go on where the run in DIR stopped")
+    args = vars(parser.parse_args(argv))
+    return {name: args[name] for name in names if name in args}, args
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def complete(given):
+    """The settings of a new run: the defaults, the optimizer's recipe, and over them what was given."""
+    recipe = RECIPES[given.get("optimizer", "muon")]
+    settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon", "layers": 4,
+                "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch, "steps": recipe.steps, "lr": recipe.lr,
+                "seed": 0} | given
+    settings.setdefault("eval_every", max(1, settings["steps"] // 10))
+    settings.setdefault("save_every", settings["eval_every"])
+    if settings["tokenizer"] != "bpe" and "vocab_size" in given:
+        raise InputError(f"--vocab-size is for --tokenizer bpe: {settings['tokenizer']} has a size of its own")
+    if settings["embd"] % settings["heads"]:
+        raise InputError(f"--embd {settings['embd']} is not a multiple of --heads {settings['heads']}: every head takes "
+                         "an equal part of the channels")
+    return settings
+
+
+def new_folder(out):
+    """An empty folder. An earlier run in it is set aside, never overwritten; a folder with other files is refused."""
+    try:
+        if out.is_dir() and any(out.iterdir()):
+            if not {path.name.removesuffix(".tmp") for path in out.iterdir()} <= FILES:
+                raise InputError(f"--out {out} holds files that no training run wrote: choose another folder")
+            aside = next(path for n in range(1, 10**6) if not (path := out.with_name(f"{out.name}.{n}")).exists())
+            out.rename(aside)
+            print(f"The earlier run in {out} is kept as {aside}.")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.csv").write_text(",".join(COLUMNS) + "\n")
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {out}: a file is in the way; choose another folder") from None
+    except PermissionError:
+        raise InputError(f"--out {out} may not be written to: choose another folder") from None
+
+
+def stopped_run(out, given):
+    """-> (arrays, settings, progress) of the run in a folder. InputError names the settings that differ now."""
+    arrays, saved = load_state(out / "training.safetensors")
+    settings = saved["settings"]
+    for name in {"eval_every", "save_every"} & set(given):  # these change nothing in the model
+        settings[name] = given[name]
+    differ = [f"--{name.replace('_', '-')} {value} (there: {settings.get(name)})"
+              for name, value in given.items() if settings.get(name) != value]
+    if differ:
+        raise InputError(f"--resume: the run in {out} has other settings: {', '.join(differ)}; leave these out, or "
+                         "train anew without --resume")
+    return arrays, settings, saved["progress"]
+
+
+def cut_log(log, step):
+    """Forget what was logged after the checkpoint: it comes again."""
+    lines = log.read_text().splitlines()[1:] if log.exists() else []
+    kept = [line for line in lines if line.count(",") == len(COLUMNS) - 1 and int(line.split(",")[0]) <= step]
+    log.write_text("\n".join([",".join(COLUMNS), *kept]) + "\n")
+
+
+@dataclass
+class Job:
+    """A run under way."""
+
+    trainer: Trainer
+    tokenizer: object
+    training: np.ndarray  # tokens
+    validation: np.ndarray
+    characters: int  # of the validation text, less its first token: nothing predicts that one
+    settings: dict
+    progress: dict  # survives in the checkpoint: seconds so far, losses since the last row of the log
+    out: pathlib.Path
+
+    def save(self):
+        """The checkpoint, then the model: a full disk leaves the files that were there."""
+        progress = self.progress | {"step": self.trainer.steps}
+        save_state(self.out / "training.safetensors", self.trainer.arrays(),
+                   {"settings": self.settings, "progress": progress})
+        self.progress["step"] = self.trainer.steps
+        save_model(self.out, self.trainer.p, self.tokenizer)
+
+    def log(self, norm, whole):
+        """Evaluate, add a row to log.csv and return it. train_loss and speed are means since the last row."""
+        trainer, progress, n = self.trainer, self.progress, len(self.validation)
+        nats = trainer.evaluate(self.validation[:n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1])
+        row = dict(zip(COLUMNS, [
+            trainer.steps, trainer.steps * self.step_tokens, progress["loss_sum"] / progress["losses"], nats,
+            nats / math.log(2) * (n - 1) / self.characters, trainer.recipe.lr * trainer.rate(), norm,
+            self.step_tokens * progress["losses"] / progress["busy"], progress["seconds"]]))
+        with open(self.out / "log.csv", "a") as file:
+            file.write(",".join(f"{x:.7g}" if isinstance(x, float) else str(x) for x in row.values()) + "\n")
+        progress |= NOTHING_YET
+        return row
+
+    @property
+    def step_tokens(self):
+        return self.trainer.recipe.batch * self.trainer.p.config.block_size
+
+    def train(self):
+        """The steps that are left, with a progress bar. -> the log's last row, or None where Ctrl-C stopped it."""
+        trainer, progress, settings, stop, row = self.trainer, self.progress, self.settings, [], None
+        steps, begin = trainer.recipe.steps, time.perf_counter() - progress["seconds"]
+        default = signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, default)))
+        with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+                      TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn()) as screen:
+            task = screen.add_task("", total=steps, completed=trainer.steps, loss=math.nan, speed=math.nan)
+            mark = time.perf_counter()
+            for loss, norm in train(trainer, self.training, settings["seed"]):
+                now = time.perf_counter()
+                progress |= {"loss_sum": progress["loss_sum"] + loss, "losses": progress["losses"] + 1,
+                             "busy": progress["busy"] + now - mark, "seconds": now - begin}
+                screen.update(task, completed=trainer.steps, loss=progress["loss_sum"] / progress["losses"],
+                              speed=self.step_tokens * progress["losses"] / progress["busy"])
+                last = trainer.steps == steps
+                if last or trainer.steps % settings["eval_every"] == 0:
+                    row = self.log(norm, whole=last)
+                    screen.console.print("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats a token, "
+                                         "[bold]{bits_per_character:.3f}[/] bits a character".format(**row))
+                if last or stop or trainer.steps % settings["save_every"] == 0:
+                    self.save()
+                if stop:
+                    break
+                mark = time.perf_counter()
+        signal.signal(signal.SIGINT, default)
+        return row if trainer.steps == steps else None
+
+
+NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}
+
+
+def draw(out):
+    """loss.png from log.csv."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    with open(out / "log.csv") as file:
+        log = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    steps, last = [row["step"] for row in log], log[-1]
+    ratio = last["bits_per_character"] / last["val_loss"]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
+    axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue", label="validation")
+    axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]), (-4, 24),
+                  textcoords="offset points", ha="right", color="tab:blue")
+    axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
+             title=f"{out.name}, {last['seconds']:.0f} seconds")
+    axes.secondary_yaxis("right", functions=(lambda y: y * ratio, lambda y: y / ratio)).set_ylabel("bits a character")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out / "loss.png", dpi=120)
+
+
+def run(argv):
+    """Train as the command line says. InputError for whatever is wrong with it; then nothing was written."""
+    given, args = parse(argv)
+    out = pathlib.Path(args.get("out") or f"out/{pathlib.Path(given.get('data', 'shakespeare')).stem}")
+    ops = devices.ops(args["device"])
+    if args["resume"]:
+        arrays, settings, progress = stopped_run(out, given)
+    else:
+        settings, progress = complete(given), {"step": 0, "seconds": 0.0} | NOTHING_YET
+    text = read_text(settings["data"])
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if settings.setdefault("sha256", digest) != digest:
+        raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} was reading")
+    if settings["tokenizer"] == "bpe":
+        tokenizer = train_bpe(split(text)[0], settings["vocab_size"])  # it must not see the validation text either
+    else:
+        tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
+    training, validation = (tokenizer.encode(part) for part in split(text))
+    if len(training) <= settings["block"] or len(validation) < 2:
+        raise InputError(f"{settings['data']} is too short: it makes {len(training)} tokens for training, and --block "
+                         f"{settings['block']} needs more; give a longer text or a smaller block")
+    config = Config(tokenizer.vocab_size, settings["block"], settings["layers"], settings["heads"], settings["embd"])
+    recipe = RECIPES[settings["optimizer"]]
+    recipe = recipe._replace(lr=settings["lr"], adam_lr=recipe.adam_lr * settings["lr"] / recipe.lr, steps=settings["steps"],
+                             batch=settings["batch"], warmup=min(recipe.warmup, settings["steps"] // 5))
+    trainer = Trainer(ops, config, settings["optimizer"], recipe, min(args["threads"], recipe.batch), settings["seed"])
+    if args["resume"]:
+        trainer.restore(arrays, progress["step"])
+        if trainer.steps == recipe.steps:
+            print(f"The run in {out} is complete: all {recipe.steps} steps are done.")
+            return
+        cut_log(out / "log.csv", trainer.steps)
+    else:
+        new_folder(out)
+    characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
+    job = Job(trainer, tokenizer, training, validation, characters, settings, progress, out)
+    print(f"{settings['data']}: {len(text):,} characters = {len(training) + len(validation):,} tokens of "
+          f"{config.vocab_size} kinds; the last tenth is for validation\n"
+          f"GPT: {count_parameters(config):,} parameters; {recipe.steps} steps of {recipe.batch} x {config.block_size} "
+          f"tokens, {count_flops(config, recipe.steps * job.step_tokens):.1e} operations; {trainer.threads} threads")
+    try:
+        row = job.train()
+    except Diverged as problem:
+        raise InputError(f"{problem}; training has stopped. The checkpoint of step {progress['step']} stays in {out}; "
+                         f"train anew with a smaller rate, as --lr {settings['lr'] / 3:.2g}") from None
+    except OSError as problem:
+        raise InputError(f"{problem.filename} could not be written: {problem.strerror}. The checkpoint of step "
+                         f"{progress['step']} stays in {out}; make room, then go on with --resume --out {out}") from None
+    if row is None:
+        print(f"Stopped and saved at step {trainer.steps} of {recipe.steps}. "
+              f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
+        sys.exit(130)
+    draw(out)
+    print(f"\n{row['val_loss']:.4f} nats a token, {row['bits_per_character']:.4f} bits a character on the whole validation "
+          f"text, after {row['seconds']:.0f} seconds\n")
+    sample = generate(ops, trainer.p, tokenizer.encode("\n"), 200, temperature=0.8, top_k=40, seed=settings["seed"])
+    print("".join(text_pieces(tokenizer, sample)))
+    print(f"\nIn {out}/: the model (model.safetensors, config.json, tokenizer.json), the checkpoint (training.safetensors), "
+          "log.csv, loss.png\nMore of its text: make generate ARGS=\"--prompt 'ROMEO:'\"")

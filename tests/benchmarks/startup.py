@@ -1,0 +1,47 @@
+"""How long `python -m lessons N` takes: the first time, when Numba compiles, and every later time.
+
+Cold has an empty folder for Numba's cache and one for Matplotlib's (its list of fonts): what somebody meets who
+starts with this lesson. Warm runs again with the same folders.
+"""
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from lessons.__main__ import lessons
+from tests.benchmarks.race import environment
+from tests.benchmarks.report import table, write
+
+MUST_AIM = {"cold": "8 s / 5 s", "warm": "2 s / 1.2 s"}
+
+
+def run(options):
+    print("start-up: python -m lessons N, seconds to the end")
+    results, rows = {}, []
+    for number, name, _ in lessons():
+        times, reason = {"cold": [], "warm": []}, None
+        for _ in range(max(1, options.rounds // 4)):
+            with tempfile.TemporaryDirectory() as folder:
+                for kind in "cold", "warm", "warm":
+                    seconds, failure = seconds_of(number, folder)
+                    times[kind].append(seconds)
+                    reason = reason or failure
+        results[number] = {"name": name, "failed": reason} | times
+        cells = [f"{statistics.median(times[kind]):.2f}" for kind in ("cold", "warm")]
+        rows.append([f"{number:2d} {name}", *cells, reason or ""])
+    table(["lesson", f"cold (must / aim {MUST_AIM['cold']})", f"warm ({MUST_AIM['warm']})", ""], rows)
+    write("startup", results, options.rounds)
+
+
+def seconds_of(number, folder):
+    """-> seconds, None; or seconds and the last line on stderr of a lesson that failed."""
+    command = [sys.executable, "-m", "lessons", str(number)]
+    if number == 18:  # the main job, cut down to one step
+        command += ["--steps", "1", "--out", tempfile.mkdtemp(dir=folder)]
+    caches = {"NUMBA_CACHE_DIR": os.path.join(folder, "numba"), "MPLCONFIGDIR": os.path.join(folder, "matplotlib")}
+    start = time.perf_counter()
+    done = subprocess.run(command, check=False, env=environment() | caches, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    return seconds, f"FAILED: {(done.stderr.strip().splitlines() or ['?'])[-1][:80]}" if done.returncode else None

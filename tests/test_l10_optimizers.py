@@ -1,0 +1,305 @@
+"""The tests of f are test_f and test_f_*: they are also lesson 10's exercises.
+
+The oracles: two steps by hand with whole or half numbers in float64, and the SVD for Muon.
+"""
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.cpu import optimizers as cpu
+from lessons import l10_optimizers as lesson
+from tests.close import assert_close
+
+SHAPES = [(8, 8), (8, 24), (24, 8), (5, 33), (64, 40), (1, 7), (7, 1)]
+ROOMS = pytest.mark.parametrize("room", [lesson, cpu], ids=["numpy", "cpu"])
+
+
+def array(*numbers):
+    return np.array(numbers, float)
+
+
+def normal(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def low_rank(n, k, rank=3, noise=1e-2):
+    """A matrix with a few large singular values over many small ones: what gradients look like."""
+    return normal(n, rank, seed=1) @ normal(rank, k, seed=2) + noise * normal(n, k, seed=3)
+
+
+def test_gradient_norm_squared():
+    grads = np.array([[9.0, 1.0, 2.0, 9.0], [9.0, 2.0, -6.0, 9.0]])
+    assert_close(lesson.gradient_norm_squared(grads, 1, 3), 3.0**2 + 4.0**2, "norm squared")
+    assert_close(grads[0], [9, 3, -4, 9], "the sum, in row 0 between start and stop")
+    assert_close(grads[1], [9, 2, -6, 9], "row 1, which is only read")
+
+
+def test_gradient_norm_squared_of_one_row():
+    grads = array(3, 4)[None]
+    norm = lesson.gradient_norm_squared(grads, 0, 2)
+    assert_close(norm, 25, "norm squared")
+    assert type(norm) is float, f"a plain float, not {type(norm).__name__}: that turns float32 into float64"
+    assert_close(grads, [[3, 4]], "grads")
+
+
+def test_gradient_norm_squared_does_not_overflow_float32():
+    assert_close(lesson.gradient_norm_squared(np.full((1, 4), 1e20, np.float32), 0, 4), 4e40, "norm squared")
+
+
+@ROOMS
+@pytest.mark.parametrize("row", [0, 1])
+def test_gradient_norm_squared_shows_a_nan(room, row):
+    grads = normal(2, 5000, dtype=np.float32)
+    grads[row, 4990] = np.nan
+    assert math.isnan(room.gradient_norm_squared(grads, 0, 5000)), f"a NaN in row {row} has to reach the norm"
+    assert math.isfinite(room.gradient_norm_squared(grads, 0, 4990)), "the NaN stands behind this slice"
+
+
+def test_clip_scale():
+    assert_close(lesson.clip_scale(50.0, 2.0), 0.04, "scale of a norm of 50, limit 2")
+    assert lesson.clip_scale(0.5, 1.0) == 1.0, "a norm below the limit is left alone, not blown up to it"
+    assert lesson.clip_scale(0.0, 1.0) == 1.0, "a gradient of zeros has norm 0: no division by it"
+    assert math.isnan(lesson.clip_scale(math.nan, 1.0)), "a norm of NaN must not pass for a scale of 1"
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 50), st.floats(1e-3, 1e3), st.floats(0.1, 10))
+def test_clip_scale_keeps_the_direction_and_the_limit(n, size, limit):
+    g = normal(n, seed=n) * size
+    norm = float(np.linalg.norm(g))
+    clipped = g * lesson.clip_scale(norm, limit)
+    length = np.linalg.norm(clipped)
+    assert length <= limit * (1 + 1e-9), f"norm {length} is above the limit {limit}"
+    assert_close(clipped / length, g / norm, "direction")
+    assert_close(length, min(norm, limit), "norm after clipping", rtol=1e-4)
+
+
+def test_sgd():
+    p, g, m = array(1, 2), array(10, -20), array(0, 0)
+    for want in [0, 4], [-1, 6]:
+        lesson.sgd(p, g, m, lr=0.1, momentum=0.0, weight_decay=0.0, scale=1.0)
+        assert_close(p, want, "p")
+
+
+def test_sgd_momentum():
+    p, g, m = array(1), array(4), array(0)
+    lesson.sgd(p, g, m, lr=0.5, momentum=0.5, weight_decay=0.0, scale=1.0)
+    assert_close((m, p), [[4], [-1]], "m and p after step 1: m = 4, p = 1 - 0.5 * 4")
+    lesson.sgd(p, array(2), m, lr=0.5, momentum=0.5, weight_decay=0.0, scale=1.0)
+    assert_close((m, p), [[4], [-3]], "m and p after step 2: m = 0.5 * 4 + 2, p = -1 - 0.5 * 4")
+
+
+def test_sgd_momentum_adds_up_steady_steps():
+    p, m = array(0), array(0)
+    for _ in range(200):
+        lesson.sgd(p, array(1), m, lr=0.1, momentum=0.9, weight_decay=0.0, scale=1.0)
+    assert_close(m, [10], "m under a gradient of 1, in the end 1 / (1 - 0.9)")
+
+
+def test_sgd_scale_and_weight_decay():
+    p, g, m = array(4), array(8), array(0)
+    lesson.sgd(p, g, m, lr=0.5, momentum=0.5, weight_decay=0.5, scale=0.25)
+    assert_close(m, [2], "m, which sees the clipped gradient and no decay")
+    assert_close(p, [4 * 0.75 - 0.5 * 2], "p = p * (1 - lr * weight_decay) - lr * m")
+    assert_close(g, [8], "g, which is only read")
+
+
+def test_adam():
+    p, m, v = array(1), array(0), array(0)
+    lesson.adam(p, array(2), m, v, 0.1, 0.5, 0.75, 0.0, step=1)
+    assert_close((m, v), [[1], [1]], "m = 0.5 * 2 and v = 0.25 * 4 after step 1")
+    assert_close(p, [1 - 0.1 * (1 / 0.5) / math.sqrt(1 / 0.25)], "p after step 1")
+    lesson.adam(p, array(-4), m, v, 0.1, 0.5, 0.75, 0.0, step=2)
+    assert_close((m, v), [[-1.5], [4.75]], "m = 0.5 * 1 - 0.5 * 4 and v = 0.75 * 1 + 0.25 * 16 after step 2")
+    assert_close(p, [0.9 - 0.1 * (-1.5 / 0.75) / math.sqrt(4.75 / 0.4375)], "p after step 2")
+
+
+def test_adam_without_bias_correction():
+    p, m, v = array(1), array(0), array(0)
+    lesson.adam(p, array(2), m, v, 0.1, 0.5, 0.75, 0.0, step=1, bias_correction=False)
+    assert_close(p, [1 - 0.1 * 1 / 1], "p after step 1")
+    lesson.adam(p, array(-4), m, v, 0.1, 0.5, 0.75, 0.0, step=2, bias_correction=False)
+    assert_close(p, [0.9 + 0.1 * 1.5 / math.sqrt(4.75)], "p after step 2")
+    assert_close((m, v), [[-1.5], [4.75]], "m and v, which are not corrected either way")
+
+
+@pytest.mark.parametrize("corrected, times", [(True, 1), (False, math.sqrt(10))])
+def test_adam_first_step_is_the_rate_and_the_articles_is_3_times_that(corrected, times):
+    for g in 1e-3, 1.0, -500.0:
+        p, m, v = array(0), array(0), array(0)
+        lesson.adam(p, array(g), m, v, 0.01, 0.9, 0.999, 1e-12, step=1, bias_correction=corrected)
+        assert_close(p, [-math.copysign(0.01 * times, g)], f"first step at g = {g}")
+
+
+def test_adam_the_articles_step_is_6_times_too_long_at_step_12_and_right_in_the_end():
+    p, m, v = array(0), array(0), array(0)
+    lengths = []
+    for step in range(1, 10001):
+        before = p.copy()
+        lesson.adam(p, array(3), m, v, 1.0, 0.9, 0.999, 1e-8, step, bias_correction=False)
+        lengths.append(float(before[0] - p[0]))
+    assert int(np.argmax(lengths)) + 1 == 12
+    assert_close([lengths[i] for i in (0, 11, 999, -1)], [3.162, 6.569, 1.258, 1.0], "lengths", rtol=1e-3)
+
+
+def test_adam_eps_stands_outside_the_root():
+    p, m, v = array(0), array(0), array(0)
+    lesson.adam(p, array(1), m, v, 1.0, 0.9, 0.999, eps=1.0, step=1)
+    assert_close(p, [-0.5], "1 / (sqrt(1) + 1)")
+    lesson.adam(p, array(0), array(0), array(0), 1.0, 0.9, 0.999, eps=1e-8, step=1)
+    assert_close(p, [-0.5], "p after a gradient of 0 and empty m and v: no step, and no 0 / 0")
+
+
+def test_adamw():
+    p, g, m, v = array(1), array(4), array(0), array(0)
+    lesson.adamw(p, g, m, v, 0.1, 0.5, 0.75, 0.0, weight_decay=0.2, step=1, scale=0.5)
+    assert_close((m, v), [[1], [1]], "m and v, which see the clipped gradient and no decay")
+    assert_close(p, [1 * (1 - 0.1 * 0.2) - 0.1], "p = p * (1 - lr * weight_decay) - lr")
+    lesson.adamw(p, array(-8), m, v, 0.1, 0.5, 0.75, 0.0, weight_decay=0.2, step=2, scale=0.5)
+    assert_close(p, [0.88 * 0.98 + 0.1 * 2 / math.sqrt(4.75 / 0.4375)], "p after step 2")
+    assert_close(g, [4], "g, which is only read")
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(1e-5, 1), st.floats(0, 1), st.integers(1, 1000))
+def test_adamw_shrinks_by_lr_times_decay_where_the_gradient_is_zero(lr, decay, step):
+    p, zero = array(1, -2, 300), np.zeros(3)
+    lesson.adamw(p, zero, zero.copy(), zero.copy(), lr, 0.9, 0.999, 1e-8, decay, step, 1.0)
+    assert_close(p, array(1, -2, 300) * (1 - lr * decay), "p", rtol=1e-12)
+
+
+def test_adamw_with_decay_on_a_slice_leaves_the_rest_alone():
+    p, zero = np.ones(10), np.zeros((3, 10))
+    for part, decay in (slice(0, 6), 0.5), (slice(6, 10), 0.0):
+        lesson.adamw(p[part], *zero[:, part], 0.1, 0.9, 0.999, 1e-8, decay, 1, 1.0)
+    assert_close(p, [0.95] * 6 + [1.0] * 4, "six matrix weights, then four biases")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("matrix", [normal, low_rank])
+def test_newton_schulz_brings_singular_values_near_1(shape, matrix):
+    x = matrix(*shape)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    out = lesson.newton_schulz(x)
+    diagonal = u.T @ out @ vt.T  # U^T (U S V^T) V = S
+    assert out.shape == shape
+    assert_close(diagonal, np.diag(np.diag(diagonal)), "U^T out V, a diagonal: U and V are kept", atol=1e-9)
+    values = np.diag(diagonal)[s / np.linalg.norm(x) > 0.003]
+    assert (values > 0.6).all() and (values < 1.3).all(), f"singular values {values.round(2)} are not near 1"
+
+
+def test_newton_schulz_one_value():
+    s = 1.0
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    assert_close(lesson.newton_schulz(array(7)[None]), [[s]], "the polynomial, five times, from 7 / 7")
+
+
+@ROOMS
+def test_newton_schulz_of_zeros_is_zeros(room):
+    p, zeros = np.ones((4, 9), np.float32), np.zeros((2, 4, 9), np.float32)
+    room.muon(p, zeros[0], zeros[1], 0.1, 0.95, 1.0)
+    assert_close(p, np.ones((4, 9)), "p after a gradient of zeros")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon(shape):
+    """Two steps by the SVD: the direction is U f(S) V^T, where f is the polynomial, five times."""
+    p, m, want, mean = normal(*shape), np.zeros(shape), normal(*shape), np.zeros(shape)
+    for seed in 1, 2:
+        g = normal(*shape, seed=seed)
+        lesson.muon(p, g, m, lr=0.1, momentum=0.75, scale=0.5)
+        mean = 0.75 * mean + 0.25 * 0.5 * g
+        u, s, vt = np.linalg.svd(0.25 * 0.5 * g + 0.75 * mean, full_matrices=False)
+        s = s / np.linalg.norm(s)
+        for _ in range(5):
+            s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+        want -= 0.1 * max(1, math.sqrt(shape[1] / shape[0])) * (u * s) @ vt
+        assert_close(m, mean, f"m after step {seed}")
+        assert_close(p, want, f"p after step {seed}")
+    assert_close(g, normal(*shape, seed=2), "g, which is only read")
+
+
+@ROOMS
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_muon_ignores_the_size_of_the_gradient(room, shape, size):
+    step = {}
+    for factor in 1, size:
+        p, m = np.zeros((2, *shape), np.float32)
+        room.muon(p, normal(*shape, dtype=np.float32) * np.float32(factor), m, 1.0, 0.95, 1.0)
+        step[factor] = p
+    assert_close(step[size], step[1], f"step at a gradient {size} times as large", rtol=1e-3, atol=1e-3)
+
+
+def check_ends(schedule):
+    def rate(step, **more):
+        return schedule(step, 110, 10, 2.0, **more)
+
+    assert_close(rate(1), 0.2, "rate of step 1: a tenth, not 0, or the step would be lost")
+    assert_close(rate(5), 1.0, "rate in the middle of the warm-up")
+    assert_close(rate(10), 2.0, "rate at the end of the warm-up")
+    assert_close(rate(60), 1.0, "rate half-way down")
+    assert_close([rate(110), rate(200)], [0, 0], "rate at the last step and after it")
+    assert_close([rate(60, final=1.0), rate(110, final=1.0)], [1.5, 1.0], "half-way and at the end, final=1")
+    assert_close(schedule(1, 1, 0, 2.0), 0, "rate of a run of one step, which is the last: no division by 0")
+
+
+def test_warmup_linear():
+    rates = [lesson.warmup_linear(t, 12, 4, 8.0) for t in range(1, 13)]
+    assert_close(rates, [2, 4, 6, 8, 7, 6, 5, 4, 3, 2, 1, 0], "rates")
+
+
+def test_warmup_linear_at_its_ends():
+    check_ends(lesson.warmup_linear)
+
+
+def test_warmup_cosine():
+    rates = [lesson.warmup_cosine(t, 7, 3, 1.0) for t in range(1, 8)]
+    assert_close(rates, [1 / 3, 2 / 3, 1, 0.853553, 0.5, 0.146447, 0], "rates: (1 + cos 45 degrees) / 2, ...")
+
+
+def test_warmup_cosine_at_its_ends():
+    check_ends(lesson.warmup_cosine)
+
+
+def in_both_rooms(op, buffers, n, more):
+    """op on slices of n numbers in a flat buffer: what stands before and behind must not change."""
+    want, got = (normal(buffers, n + 5, dtype=np.float32) ** 2 for _ in range(2))
+    getattr(lesson, op)(*want[:, 2:n + 2], *more)
+    getattr(cpu, op)(*got[:, 2:n + 2], *more)
+    assert_close(got, want, "p, g, m (and v)")
+
+
+@pytest.mark.parametrize("n", [1, 7, 4097])
+def test_sgd_in_the_cpu_room(n):
+    in_both_rooms("sgd", 3, n, (0.1, 0.9, 0.01, 0.5))
+
+
+@pytest.mark.parametrize("n", [1, 7, 4097])
+def test_adamw_in_the_cpu_room(n):
+    in_both_rooms("adamw", 4, n, (0.1, 0.9, 0.99, 1e-8, 0.01, 3, 0.5))
+
+
+@pytest.mark.parametrize("n", [1, 7, 4097])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gradient_norm_squared_in_the_cpu_room(n, rows):
+    want, got = (normal(rows, n + 5, dtype=np.float32) for _ in range(2))
+    norms = [room.gradient_norm_squared(grads, 2, n + 2) for room, grads in ((lesson, want), (cpu, got))]
+    assert_close(norms[1], norms[0], "norm squared")
+    assert_close(got, want, "grads")
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (40, 80), (41, 20), (33, 100)])
+@pytest.mark.parametrize("matrix", [normal, low_rank])
+def test_muon_in_the_cpu_room(shape, matrix):
+    p, m, g = normal(*shape, seed=4), 0.1 * normal(*shape, seed=5), matrix(*shape)
+    fast = [a.astype(np.float32) for a in (p, g, m)]
+    lesson.muon(p, g, m, 0.02, 0.95, 0.5)
+    cpu.muon(*fast, 0.02, 0.95, 0.5)
+    assert_close(fast[2], m, "m")
+    assert_close(fast[1], g, "g, which is only read")
+    assert_close(fast[0], p, "p, float32 against float64", rtol=1e-5, atol=1e-5)

@@ -1,0 +1,136 @@
+"""Lesson 18: the tests of f are test_f and test_f_*. Oracles: plain counting, and one thread against several."""
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from lessons import devices, l18_training as lesson
+from lessons.l16_gpt import Config
+from tests.close import assert_close
+
+CONFIG = Config(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
+TOKENS = np.random.default_rng(18).integers(0, 13, 200).astype(np.int32)
+QUICK = {name: recipe._replace(batch=6, steps=150, warmup=5) for name, recipe in lesson.RECIPES.items()}
+
+
+def trainer(optimizer="muon", threads=2, seed=0, room="cpu", **changes):
+    return lesson.Trainer(devices.ops(room), CONFIG, optimizer, QUICK[optimizer]._replace(**changes), threads, seed)
+
+
+def test_split_keeps_the_last_tenth_for_validation():
+    assert lesson.split("abcdefghijklmnopqrst") == ("abcdefghijklmnopqr", "st")
+
+
+def test_rows_targets_are_the_inputs_one_position_later():
+    X, Y = lesson.rows(np.arange(50), batch=7, block=9, seed=3, step=1)
+    assert X.shape == Y.shape == (7, 9), f"got {X.shape} and {Y.shape}, expected (7, 9): batch rows of block tokens"
+    assert (Y == X + 1).all(), "Y[b, t] is the token that follows X[b, t] in the text"
+
+
+def test_rows_reach_the_first_and_the_last_token():
+    seen = set()
+    for step in range(200):
+        X, Y = lesson.rows(np.arange(12), batch=4, block=8, seed=0, step=step)
+        seen |= set(X[:, 0]) | set(Y[:, -1])
+    assert {0, 11} <= seen, f"windows start or end only at {sorted(seen)}: is the range one too short?"
+
+
+def test_rows_depend_on_seed_and_step_alone():
+    def draw(seed, step):
+        return lesson.rows(TOKENS, batch=4, block=8, seed=seed, step=step)[0].tolist()
+
+    assert draw(1, 5) == draw(1, 5), "the same seed and step drew other rows: a resumed run would see another text"
+    assert draw(1, 5) != draw(1, 6) and draw(1, 5) != draw(2, 5), "another step or seed must draw other rows"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 100), st.integers(0, 1000), st.integers(1, 17))
+def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
+    pieces = [lesson.share(start, start + n, i, parts) for i in range(parts)]
+    covered = [k for piece in pieces for k in range(piece.start, piece.stop)]
+    assert covered == list(range(start, start + n)), "the pieces do not cover the range once: is a rest dropped?"
+    sizes = [piece.stop - piece.start for piece in pieces]
+    assert max(sizes) - min(sizes) <= 1, f"sizes {sizes} differ by more than one"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_trainer_step_learns_a_small_text_by_heart(optimizer):
+    t, tokens = trainer(optimizer, lr={"muon": 0.02, "adamw": 0.01, "sgd": 0.3}[optimizer]), np.arange(40) % 13
+    losses = [loss for loss, _ in lesson.train(t, tokens)]
+    assert losses[0] == pytest.approx(math.log(13), rel=0.1), "an untrained model should be as good as guessing: log 13"
+    assert losses[-1] < 0.5, f"after {t.steps} steps on 0, 1, 2, ... the loss is still {losses[-1]:.2f}"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_trainer_step_is_the_same_on_one_and_on_several_threads(optimizer):
+    losses = {n: [loss for loss, _ in lesson.train(trainer(optimizer, n, steps=50), TOKENS)] for n in (1, 2, 4)}
+    for n in 2, 4:  # 6 rows on 4 threads: shares of 1 and 2 rows
+        assert_close(losses[n], losses[1], f"losses of {n} threads", rtol=0, atol=1e-4)
+
+
+def test_trainer_step_repeats_to_the_bit():
+    a, b = trainer(), trainer()
+    assert list(lesson.train(a, TOKENS)) == list(lesson.train(b, TOKENS))
+    assert (a.p.flat == b.p.flat).all(), "two runs with the same seed and threads ended in different parameters"
+
+
+def test_trainer_step_gives_the_gradient_of_the_mean_over_all_rows():
+    """A thread that divides by its own rows, or a rest that is dropped, shows here."""
+    X, Y = lesson.rows(TOKENS, 7, 8, 0, 1)
+    gradients = []
+    for threads in 1, 3:
+        t = trainer(threads=threads)
+        t.step(X, Y)
+        gradients.append(t.grads[0].flat.copy())
+    assert_close(gradients[1], gradients[0], "gradient of 7 rows on 3 threads", rtol=1e-3, atol=1e-6)
+
+
+def test_trainer_step_decays_matrices_and_not_vectors():
+    t = trainer("adamw", weight_decay=0.5)
+    before = t.p.flat.copy()
+    t.ops.gradient_norm_squared = lambda grads, start, stop: grads[:, start:stop].fill(0) or 0.0  # no gradient: only decay
+    for step in range(1, 4):
+        t.step(*lesson.rows(TOKENS, 6, 8, 0, step))
+    factor = np.prod([1 - t.recipe.lr * min(1, s / 5) * 0.5 for s in (1, 2, 3)])
+    assert_close(t.p.flat[:t.p.n_matrices], before[:t.p.n_matrices] * factor, "matrices", rtol=1e-4)
+    assert_close(t.p.flat[t.p.n_matrices:], before[t.p.n_matrices:], "biases and norms")
+
+
+def test_trainer_step_changes_nothing_when_the_loss_is_not_finite():
+    t = trainer()
+    t.step(*lesson.rows(TOKENS, 6, 8, 0, 1))
+    t.p["ln_f"][0][3] = np.inf
+    before = t.p.flat.copy(), t.m.copy(), t.v.copy()
+    with pytest.raises(lesson.Diverged, match="step 2"):
+        t.step(*lesson.rows(TOKENS, 6, 8, 0, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(before, (t.p.flat, t.m, t.v))) and t.steps == 1
+
+
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 73, 150])
+def test_trainer_evaluate_counts_every_token_once(n):
+    """With a model that does not look back, the mean loss is the mean over tokens, whatever the blocks."""
+    t, tokens = trainer(), TOKENS[:n]
+    for name, view in t.p.views.items():  # all logits become wte @ ln_f.bias, the same at every position
+        if name.startswith("ln_f"):
+            view[:] = 0 if name.endswith("weight") else np.linspace(-1, 1, 16)
+    logits = t.p["wte.weight"].astype(float) @ np.linspace(-1, 1, 16)
+    loss = np.log(np.exp(logits).sum()) - logits
+    assert_close(t.evaluate(tokens), loss[tokens[1:]].mean(), "loss", rtol=1e-5)
+
+
+def test_trainer_restore_goes_on_to_the_same_bits():
+    whole, first, second = trainer(), trainer(), trainer(seed=9)
+    for _ in lesson.train(whole, TOKENS):
+        pass
+    for _ in zip(range(25), lesson.train(first, TOKENS)):
+        pass
+    second.restore({name: array.copy() for name, array in first.arrays().items()}, first.steps)
+    for _ in lesson.train(second, TOKENS):
+        pass
+    assert (second.p.flat == whole.p.flat).all(), "is some of the optimizer's memory not in arrays()?"
+
+
+def test_block_matrices_leave_out_tables_and_vectors():
+    names = lesson.block_matrices(trainer().p)
+    assert len(names) == 8 and all(name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name for name in names)

@@ -1,0 +1,389 @@
+"""The tests of f are test_f and test_f_*: they are also lesson 19's exercises.
+
+The oracles: the full forward of lesson 16 on the window that is kept, probabilities computed by hand, and for
+beam search the best of all texts, tried one by one.
+"""
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from lessons import devices, generation_run, l19_generation as lesson
+from lessons.errors import InputError
+from lessons.l05_tokenizer import char_tokenizer, train_bpe
+from lessons.l16_gpt import Config, gpt_forward, init_parameters
+from lessons.l17_weights import save_model
+from tests.close import assert_close
+
+NUMPY = devices.ops("numpy")
+rooms = pytest.mark.parametrize("room", ["numpy", "cpu"])
+
+
+def model(vocab_size=7, block_size=6, seed=0, dtype=np.float32):
+    """Random and far from even: the probabilities of a model that has learned something."""
+    p = init_parameters(Config(vocab_size, block_size, n_layer=2, n_head=2, n_embd=8), dtype=dtype)
+    p.flat[:] += 0.5 * np.random.default_rng(seed).standard_normal(p.flat.size)
+    return p
+
+
+def text(B, T, vocab_size=7):
+    return np.random.default_rng(T).integers(0, vocab_size, (B, T))
+
+
+def window(kept, new, block_size):  # (B, T), (B, T) -> (B, T)
+    """What the model sees: all it can, or the last half of that and the new tokens."""
+    if kept.shape[1] + new.shape[1] > block_size:
+        kept = kept[:, kept.shape[1] - min(block_size // 2, kept.shape[1]):]
+    return np.concatenate([kept, new], axis=1)[:, -block_size:]
+
+
+def check_read(ops, p, chunks):
+    memory = lesson.Memory(p.config, len(chunks[0]), p.flat.dtype)
+    seen = chunks[0][:, :0]
+    for i, chunk in enumerate(chunks):
+        seen = window(seen, chunk, p.config.block_size)
+        got, want = lesson.read(ops, p, chunk, memory), gpt_forward(NUMPY, p, seen)[0][:, -1]
+        assert_close(got, want, f"logits after chunk {i}", rtol=1e-5, atol=1e-5)
+
+
+@rooms
+@pytest.mark.parametrize("B", [1, 3])
+def test_read_gives_the_logits_of_the_full_forward_at_every_position_and_past_the_block(room, B):
+    check_read(devices.ops(room), model(), np.split(text(B, 20), 20, axis=1))
+
+
+def test_read_is_exact_to_rounding_in_float64():
+    p = model(dtype=np.float64)
+    memory, tokens = lesson.Memory(p.config, 2, np.float64), text(2, 6)
+    want = gpt_forward(NUMPY, p, tokens)[0]
+    for t in range(6):
+        got = lesson.read(NUMPY, p, tokens[:, t:t + 1], memory)
+        assert_close(got, want[:, t], f"logits at {t}", rtol=1e-12, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_read_takes_any_block_size_and_any_number_of_tokens_at_once(block_size, sizes):
+    chunks = np.split(text(2, sum(sizes)), np.cumsum(sizes)[:-1], axis=1)
+    check_read(NUMPY, model(block_size=block_size), chunks)
+
+
+def test_read_stops_at_a_model_that_exploded():
+    p = model()
+    p["ln_f"][1][:] = np.nan
+    with pytest.raises(InputError, match="NaN or infinity"):
+        lesson.read(NUMPY, p, text(1, 2), lesson.Memory(p.config))
+
+
+@rooms
+def test_select_doubles_texts_and_drops_others(room):
+    p, ops, tokens, rows = model(), devices.ops(room), text(3, 5), np.array([2, 0, 2, 2])
+    memory, fresh = lesson.Memory(p.config, 3), lesson.Memory(p.config, 4)
+    lesson.read(ops, p, tokens, memory)
+    lesson.read(ops, p, tokens[rows], fresh)
+    memory.select(rows)
+    for new in np.split(text(4, 4), 4, axis=1):  # the texts part from here on, and slide
+        assert_close(lesson.read(ops, p, new, memory), lesson.read(ops, p, new, fresh), "logits", atol=1e-5)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 15))
+def test_largest_sorts_and_takes_the_first_of_equals(scores, k):
+    want = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
+    assert list(lesson.largest(np.array(scores, float), k)) == want
+
+
+HALVES = np.log([1 / 8, 1 / 2, 1 / 8, 1 / 4])
+
+
+@pytest.mark.parametrize("how, want", [
+    ({}, [1, 4, 1, 2]),
+    ({"temperature": 0.5}, [1, 16, 1, 4]),  # p^(1 / temperature)
+    ({"temperature": 2}, [1, 2, 1, math.sqrt(2)]),
+    ({"temperature": 0}, [0, 1, 0, 0]),
+    ({"temperature": 1e-300}, [0, 1, 0, 0]),
+    ({"top_k": 1}, [0, 1, 0, 0]),
+    ({"top_k": 2}, [0, 4, 0, 2]),
+    ({"top_k": 3}, [1, 4, 0, 2]),  # token 0 and token 2 are equal: the lower id stays
+    ({"top_k": 4}, [1, 4, 1, 2]),
+    ({"top_k": 99}, [1, 4, 1, 2]),
+    ({"top_p": 1e-9}, [0, 1, 0, 0]),  # at least one
+    ({"top_p": 0.49}, [0, 1, 0, 0]),
+    ({"top_p": 0.51}, [0, 4, 0, 2]),
+    ({"top_p": 0.74}, [0, 4, 0, 2]),
+    ({"top_p": 0.76}, [1, 4, 0, 2]),
+    ({"top_p": 1.0}, [1, 4, 1, 2]),
+    ({"top_k": 2, "top_p": 0.66}, [0, 1, 0, 0]),  # of what top-k left, token 1 has 2/3
+    ({"top_k": 2, "top_p": 0.67}, [0, 4, 0, 2]),
+    ({"temperature": 0.5, "top_p": 0.72}, [0, 1, 0, 0]),  # 16/22 = 0.727: the temperature comes first
+    ({"temperature": 0.5, "top_p": 0.73}, [0, 16, 0, 4]),
+])
+def test_next_token_probabilities_by_hand(how, want):
+    assert_close(lesson.next_token_probabilities(HALVES, **how), np.array(want) / sum(want), "probabilities")
+
+
+def test_next_token_probabilities_of_equal_logits_keep_the_lowest_ids():
+    equal = np.zeros(4, np.float32)
+    assert list(lesson.next_token_probabilities(equal, temperature=0)) == [1, 0, 0, 0]
+    assert list(lesson.next_token_probabilities(equal, top_k=2)) == [0.5, 0.5, 0, 0]
+    assert list(lesson.next_token_probabilities(equal, top_p=0.5)) == [0.5, 0.5, 0, 0]  # exactly 0.5
+
+
+def test_next_token_probabilities_survive_logits_of_1000_and_change_none():
+    logits = np.array([-1000, 1000, 999, -np.inf], np.float32)
+    before = logits.copy()
+    got = lesson.next_token_probabilities(logits, temperature=0.5)
+    assert_close(got, [0, 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2)), 0], "probabilities", rtol=1e-12)
+    assert (logits == before).all(), "the caller's logits were changed"
+
+
+quarters = st.integers(-40, 40).map(lambda i: i / 4)  # some will be equal
+logits_of_any_kind = st.lists(quarters, min_size=1, max_size=20).map(np.array)
+
+
+@settings(deadline=None, max_examples=50)
+@given(logits_of_any_kind, st.floats(0.05, 5), st.none() | st.integers(1, 25), st.floats(1e-3, 1))
+def test_next_token_probabilities_sum_to_one_over_the_smallest_set_allowed(logits, temperature, top_k, top_p):
+    got = lesson.next_token_probabilities(logits, temperature, top_k, top_p)
+    assert abs(got.sum() - 1) < 1e-12
+    full = np.exp((logits - logits.max()) / temperature)
+    order = sorted(range(len(full)), key=lambda i: (-logits[i], i))[:top_k]
+    full = full[order] / full[order].sum()
+    size = np.count_nonzero(got)
+    assert set(np.flatnonzero(got)) == set(order[:size]), "not the most probable ones"
+    assert full[:size].sum() >= top_p - 1e-9, f"{size} tokens do not reach {top_p}"
+    assert full[:size - 1].sum() < top_p + 1e-9, f"{size - 1} tokens already reach {top_p}"
+    assert_close(got[order[:size]], full[:size] / full[:size].sum(), "probabilities that are left", rtol=1e-9)
+
+
+@pytest.mark.parametrize("point, token", [(0, 1), (0.49, 1), (0.5, 2), (0.74, 2), (0.75, 4), (1 - 2**-53, 4)])
+def test_choose_finds_where_the_point_falls(point, token):
+    """Tokens 0, 3 and 5 have no probability: no point falls on them, not even the first or the last."""
+    logits = np.array([-np.inf, math.log(2), 0, -np.inf, 0, -np.inf])
+    assert lesson.choose(logits, 1.0, None, 1.0, SimpleNamespace(random=lambda: point)) == token
+
+
+def test_choose_draws_each_token_as_often_as_it_is_probable():
+    rng, n = np.random.default_rng(0), 4000
+    drawn = np.bincount([lesson.choose(HALVES, 2, 3, 1.0, rng) for _ in range(n)], minlength=4) / n
+    want = np.array([1, 2, 0, math.sqrt(2)]) / (3 + math.sqrt(2))
+    assert drawn[2] == 0, "top-k leaves token 2 out"
+    assert (np.abs(drawn - want) <= 4 * np.sqrt(want / n)).all(), f"drawn {drawn}, expected about {want}"
+
+
+@settings(deadline=None, max_examples=50)
+@given(logits_of_any_kind, st.integers(0, 5))
+def test_choose_takes_the_most_probable_token_at_temperature_0_and_close_to_it(logits, seed):
+    greedy = lesson.choose(logits, 0, None, 1.0, np.random.default_rng(seed))
+    assert greedy == logits.argmax()
+    near = lesson.choose(logits, 1e-9, None, 1.0, np.random.default_rng(seed))
+    assert logits[near] == logits[greedy], "equal logits share at any temperature above 0"
+
+
+def greedy_by_full_forward(p, prompt, n):
+    seen, out = np.array([prompt[-p.config.block_size:]]), []
+    for _ in range(n):
+        out.append(int(gpt_forward(NUMPY, p, seen)[0][0, -1].argmax()))
+        seen = window(seen, np.array([out[-1:]]), p.config.block_size)
+    return out
+
+
+@rooms
+@pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4], list(range(7)) * 3], ids=["1", "4", "21 tokens"])
+def test_generate_at_temperature_0_takes_the_argmax_in_every_room(room, prompt):
+    p = model()
+    got = list(lesson.generate(devices.ops(room), p, prompt, 20, temperature=0))
+    assert got == greedy_by_full_forward(p, prompt, 20)
+    assert len(set(got)) > 1, "a text of one token would show nothing"
+
+
+def test_generate_is_a_function_of_the_seed():
+    p = model()
+    draw = lambda seed: list(lesson.generate(NUMPY, p, [1], 30, seed=seed))
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_generate_draws_from_what_top_k_and_top_p_leave():
+    p = model()
+    greedy = list(lesson.generate(NUMPY, p, [1], 12, temperature=0))
+    assert list(lesson.generate(NUMPY, p, [1], 12, temperature=5, top_k=1, seed=3)) == greedy
+    assert list(lesson.generate(NUMPY, p, [1], 12, temperature=5, top_p=1e-6, seed=3)) == greedy
+
+
+def test_generate_yields_each_token_before_it_reads_it():
+    reads = []
+    counting = SimpleNamespace(**vars(NUMPY))
+    counting.embedding_forward = lambda tokens, *rest: (reads.append(tokens.size),
+                                                        NUMPY.embedding_forward(tokens, *rest))[1]
+    tokens = lesson.generate(counting, model(), [1, 2, 3], 2)
+    next(tokens)
+    assert reads == [3]
+    assert len(list(tokens)) == 1
+    assert reads == [3, 1], "a token that is remembered is not read again, and the last one never"
+
+
+def test_log_probabilities():
+    logits = np.array([[0, math.log(3)], [1000, 1000]])
+    assert_close(lesson.log_probabilities(logits), np.log([[0.25, 0.75], [0.5, 0.5]]), "log p")
+
+
+def log_p(p, prompt, tokens):
+    """Of the tokens after the prompt, by the full forward."""
+    seen, total = np.array([prompt]), 0.0
+    for token in tokens:
+        logits = gpt_forward(NUMPY, p, seen)[0][0, -1]
+        total += logits[token] - np.log(np.exp(logits).sum())
+        seen = window(seen, np.array([[token]]), p.config.block_size)
+    return total
+
+
+@rooms
+@pytest.mark.parametrize("block_size", [6, 3])  # 3: the window slides
+@pytest.mark.parametrize("seed", range(3))
+def test_beam_search_wide_enough_finds_the_best_of_all_texts(room, block_size, seed):
+    p = model(vocab_size=4, block_size=block_size, seed=seed)
+    best = max(itertools.product(range(4), repeat=3), key=lambda tokens: log_p(p, [2, 1], tokens))
+    tokens, score = lesson.beam_search(devices.ops(room), p, [2, 1], 3, beams=16)
+    assert tuple(tokens) == best
+    assert_close(score, log_p(p, [2, 1], best), "log-probability", rtol=1e-4)
+
+
+def test_beam_search_with_one_beam_is_greedy():
+    p = model()
+    tokens, score = lesson.beam_search(NUMPY, p, [3], 15, beams=1)
+    assert list(tokens) == greedy_by_full_forward(p, [3], 15)
+    assert_close(score, log_p(p, [3], tokens), "log-probability", rtol=1e-4)
+
+
+def test_beam_search_remembers_for_each_beam_its_own_text():
+    """The score comes from the memory: if that were not re-ordered with the beams, it would be another."""
+    scores = []
+    for seed in range(8):
+        p = model(seed=seed)
+        tokens, score = lesson.beam_search(NUMPY, p, [3, 1], 12, beams=3)
+        assert_close(score, log_p(p, [3, 1], tokens), f"log-probability, model {seed}", rtol=1e-4)
+        scores.append(score - log_p(p, [3, 1], greedy_by_full_forward(p, [3, 1], 12)))
+    assert np.mean(scores) > 0.1, "three beams should find better texts than greedy does, on the average"
+
+
+class Bytes:
+    """A tokenizer whose tokens are single bytes: every character beyond ASCII is split."""
+
+    def token_bytes(self, token):
+        return bytes([token])
+
+
+def test_text_pieces_hold_incomplete_characters_back():
+    got = list(lesson.text_pieces(Bytes(), "aé€b".encode()))
+    assert got == ["a", "é", "€", "b"]
+
+
+def test_text_pieces_replace_what_never_becomes_a_character():
+    assert list(lesson.text_pieces(Bytes(), b"a\xffb")) == ["a", "\ufffd", "b"]
+    assert list(lesson.text_pieces(Bytes(), b"a\xe2\x82")) == ["a", "\ufffd"]  # ends inside a character
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_pieces_give_back_any_text_character_by_character(string):
+    assert list(lesson.text_pieces(Bytes(), string.encode())) == list(string)
+
+
+LETTERS = "\n :EMOR"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tmp_path / "model", model(len(LETTERS), block_size=16), char_tokenizer(LETTERS))
+    return str(tmp_path / "model")
+
+
+def test_main_writes_the_prompt_and_as_many_tokens_as_asked_for(folder, capsys):
+    outputs = []
+    for how in [], [], ["--seed", "1"], ["--prompt", "ROME" * 9], ["--beams", "3"], ["--top-p", "0.5"]:
+        lesson.main("--model", folder, "--prompt", "ROMEO:", "--tokens", "30", *how)
+        outputs.append(capsys.readouterr().out)
+    for output in outputs[:3] + outputs[4:]:
+        assert output.startswith("ROMEO:") and len(output) == 6 + 30 + 1
+    assert outputs[3].startswith("ROME" * 9) and len(outputs[3]) == 36 + 30 + 1
+    assert outputs[0] == outputs[1], "the same seed, the same text"
+    assert len(set(outputs)) == 5, "everything else changes it"
+
+
+def test_main_in_both_rooms_writes_the_same_text(folder, capsys):
+    for device in "numpy", "cpu":
+        lesson.main("--model", folder, "--temperature", "0", "--device", device)
+    lines = capsys.readouterr().out
+    assert len(lines) == 402 and lines[:201] == lines[201:]
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--model", "no/such/folder"], "no/such/folder"),
+    (["--prompt", "ROMEO and Juliet"], "'a'.*offset 6"),
+    (["--prompt", "\udcff"], "prompt"),
+    (["--temperature", "-0.1"], "--temperature: '-0.1' is not a number, 0 or more"),
+    (["--temperature", "nan"], "--temperature: 'nan'"),
+    (["--temperature", "inf"], "--temperature: 'inf'"),
+    (["--temperature", "hot"], "--temperature: 'hot'"),
+    (["--top-k", "0"], "--top-k: '0' is not a whole number, 1 or more"),
+    (["--top-k", "-3"], "--top-k: '-3'"),
+    (["--top-k", "1.5"], "--top-k: '1.5'"),
+    (["--top-p", "0"], "--top-p: '0' is not a number above 0 and at most 1"),
+    (["--top-p", "1.01"], "--top-p: '1.01'"),
+    (["--top-p", "nan"], "--top-p: 'nan'"),
+    (["--tokens", "0"], "--tokens: '0'"),
+    (["--tokens", "-5"], "--tokens: '-5'"),
+    (["--tokens", "ten"], "--tokens: 'ten'"),
+    (["--tokens"], "--tokens: expected one argument"),
+    (["--beams", "0"], "--beams: '0'"),
+    (["--beams", "100000"], "--beams: '100000' is not a whole number, 1 to 100"),
+    (["--seed", "-1"], "--seed: '-1'"),
+    (["--device", "gpu"], "--device: 'gpu' is not one of numpy, cpu"),
+    (["--colour", "blue"], "--colour"),
+    (["--tok", "5"], "--tok"),
+    (["ROMEO"], "ROMEO"),
+])
+def test_main_says_in_one_line_what_is_wrong_with(folder, argv, message, capsys):
+    with pytest.raises(InputError, match=message) as error:
+        lesson.main("--model", folder, *argv)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_main_needs_a_tokenizer(tmp_path):
+    save_model(tmp_path, model(), None)
+    with pytest.raises(InputError, match="has no tokenizer.json"):
+        lesson.main("--model", str(tmp_path))
+
+
+def test_encode_prompt_begins_an_empty_prompt_somewhere():
+    assert list(generation_run.encode_prompt(char_tokenizer("ab\n"), "")) == [0]  # "\n" comes before "a"
+    assert list(generation_run.encode_prompt(char_tokenizer("\tab\n"), "")) == [1]
+    assert list(generation_run.encode_prompt(char_tokenizer("ab"), "")) == [0]  # no newline: token 0
+    assert list(generation_run.encode_prompt(char_tokenizer("ab"), "ba")) == [1, 0]
+
+
+def test_text_pieces_of_a_real_tokenizer_are_what_it_decodes():
+    tokenizer = train_bpe("né né né " * 3, 258)
+    tokens = tokenizer.encode("né 中文")
+    assert "".join(lesson.text_pieces(tokenizer, tokens)) == "né 中文"
+
+
+def test_main_without_options_shows_every_strategy(folder, capsys, monkeypatch):
+    monkeypatch.setattr(generation_run, "FOLDER", folder)
+    lesson.main()
+    output = capsys.readouterr().out
+    for name in "temperature 0 ", "temperature 1.2", "top-k", "top-p", "4 beams", "the same text: True":
+        assert name in output
+
+
+def test_main_without_a_trained_model_says_so_and_trains_a_small_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generation_run, "FOLDER", str(tmp_path))
+    monkeypatch.setattr("lessons.l18_training.quick_model",
+                        lambda text: (model(len(LETTERS), 16), char_tokenizer(LETTERS)))
+    lesson.main()
+    assert capsys.readouterr().out.startswith("No trained model yet (make train ")
