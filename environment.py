@@ -56,8 +56,8 @@ def create(uv):
         (remove if os.path.islink(VENV) else shutil.rmtree)(VENV)
     os.mkdir(VENV)
     touch(UNFINISHED)
-    print(f"Setting up .venv with {'uv' if uv else 'pip'}, once: the packages of requirements.txt, about 120 MB "
-          "to download and up to 470 MB on disk.", flush=True)
+    print(f"Setting up .venv with {'uv' if uv else 'pip'}, once: the packages of requirements.txt, "
+          "about 120 MB to download and up to 470 MB on disk.", flush=True)
     code, said = (run(uv, "venv", "--allow-existing", "--python", python, VENV) if uv
                   else run(python, "-m", "venv", VENV))
     if code:

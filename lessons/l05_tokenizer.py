@@ -1,8 +1,7 @@
 r"""Lesson 5: the tokenizer. How does text become a row of whole numbers, and numbers become text again?
 
-A number for each character is a beginning: 64 of them write Shakespeare. But so a model sees little text at
-once, and a character that was not in its texts has no number. Byte-pair encoding (BPE) starts from the 256
-bytes, with which any text can be written, and learns which neighbours belong together:
+A number for each character: 64 of them write Shakespeare. But so a model sees little text at once, and a new
+character has no number. Byte-pair encoding (BPE) starts from the 256 bytes, which write any text, and learns:
 
     repeat: count every pair of neighbours inside words; make the most frequent pair one token
     "hug hug hugs":   h+u -> hu (3 times),   hu+g -> hug (3),   space+hug (2),   and no pair is left twice
@@ -10,7 +9,6 @@ bytes, with which any text can be written, and learns which neighbours belong to
 Ties: u+g is as frequent as h+u. Of pairs equally frequent, the one with the smaller left id is merged, then
 the one with the smaller right id. Encoding applies the merges to a text in the order of their learning.
 ids are GPT-2's: 0 to 255 are bytes, printable ones first ('!' is 0); then the merges; then special tokens.
-
 Gage 1994 (to compress); Sennrich, Haddow & Birch 2016, algorithm 1; Radford et al. 2019, section 2.2 (bytes).
 """
 import html
@@ -28,20 +26,18 @@ from lessons.texts import DATA, read_text
 
 # GPT-2 cuts a text into words first and merges inside words only; else "dog." and "dog!" became tokens.
 WORDS = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_OF_ID = PRINTABLE + [b for b in range(BYTES) if b not in PRINTABLE]
+BYTE_OF_ID = [*range(33, 127), *range(161, 173), *range(174, 256), *range(33), *range(127, 161), 173]
 ID_OF_BYTE = np.argsort(BYTE_OF_ID).astype(np.int32)
 ID_OF_BYTE[0xFF] = EDGE  # UTF-8 never contains the byte FF: it can stand between words
-# In files every byte is a visible character: itself if printable, else one from U+0100 on. A space is 'Ġ'.
-SYMBOL = {b: chr(b if b in PRINTABLE else 0x100 - len(PRINTABLE) + id) for id, b in enumerate(BYTE_OF_ID)}
+# In files every byte is a visible character: itself if printable (188 are), else U+0100 on. ' ' is 'Ġ'.
+SYMBOL = {byte: chr(byte if id < 188 else 256 + id - 188) for id, byte in enumerate(BYTE_OF_ID)}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-ONE_BY_ONE = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
 def clean(text):
     r"""One way to write each thing: tags go (blocks end a line), entities become characters, invisible ones
     go, letter and accent are one (NFC), spaces and empty lines single. It does not make foreign HTML safe.
-
     >>> clean("  Caf\u0065\u0301 &amp; <b>bar</b>:<br />1 &lt;\u00a0 2 ")
     'Café & bar:\n1 < 2'
     """
@@ -55,8 +51,8 @@ def clean(text):
 
 
 class Tokenizer:
-    """kind "char" or "bpe"; parts: the characters, or the merges, (m, 2) int32: the ids that each merge joins;
-    special: {text: id} of special tokens; tokens: the bytes of every id; vocab_size: how many there are."""
+    """kind: "char" or "bpe"; parts: the characters, or the merges (m, 2) int32, the ids that each joins;
+    special: {text: id} of special tokens; tokens: the bytes of every id; vocab_size: how many they are."""
 
     def __init__(self, kind, parts, special_tokens):
         self.kind, self.parts = kind, parts
@@ -69,9 +65,8 @@ class Tokenizer:
         self.special = {s: id for id, s in enumerate(special_tokens, len(tokens))}
         self.tokens = tokens + [s.encode() for s in special_tokens]
         self.vocab_size = len(self.tokens)
-        for s in special_tokens:
-            if not s or self.tokens.count(s.encode()) > 1:
-                raise InputError(f"special token {s!r} is empty or a token already: take one like '<|end|>'")
+        if len({*self.tokens} - {b""}) < self.vocab_size:
+            raise InputError(f"{special_tokens}: a special token is a new text, not empty; take '<|end|>'")
 
     def encode(self, text, allow_special=False):  # str -> (N,) int32
         """With allow_special, a special token written in text becomes its own id. Without, it is text like
@@ -95,10 +90,9 @@ class Tokenizer:
                              f"{offset + at}: leave it out, or train with bpe, which knows all") from None
 
     def token_bytes(self, id):
-        """A character can be spread over several tokens: who shows text as it comes collects their bytes
-        until they are a whole character. InputError: an id outside of the vocabulary."""
+        """To show text as it comes, collect bytes until they are whole characters. InputError: no such id."""
         if not 0 <= id < self.vocab_size:
-            raise InputError(f"{id} is not a token: the ids of this vocabulary are 0 to {self.vocab_size - 1}")
+            raise InputError(f"{id} is not a token: the ids of this tokenizer are 0 to {self.vocab_size - 1}")
         return self.tokens[id]
 
     def decode(self, ids):  # (N,) -> str
@@ -114,7 +108,6 @@ def char_tokenizer(text, special_tokens=()):
 def train_bpe(text, vocab_size, special_tokens=()):
     """vocab_size counts the 256 bytes and the special tokens too (InputError if it has no room for them).
     When no pair occurs twice there is nothing more to learn, and the vocabulary stays smaller.
-
     >>> tokenizer = train_bpe("hug hug hugs", 1000)
     >>> [tokenizer.token_bytes(id) for id in tokenizer.encode("a hug")], tokenizer.vocab_size
     ([b'a', b' hug'], 259)
@@ -126,8 +119,7 @@ def train_bpe(text, vocab_size, special_tokens=()):
 
 
 def byte_words(text):  # str -> (N,) int32, (W,) int32
-    """The different words of text as ids of bytes, EDGE around each; and the order in which text has them.
-    So every word is worked on once: the 302,247 of Shakespeare are 15,203 different ones."""
+    """The different words of text as ids of bytes, EDGE around each; and the order in which text has them."""
     seen = {}
     order = np.array([seen.setdefault(word, len(seen)) for word in WORDS.findall(text)], np.int32)
     return ID_OF_BYTE[np.frombuffer(b"\xff".join([b"", *map(str.encode, seen), b""]), np.uint8)], order
@@ -146,16 +138,15 @@ def merges_from(pairs, ids):  # pairs "Ġ t" or ["Ġ", "t"], {"Ġ": 220, ...} ->
 
 def as_json(tokenizer):
     """The format of the tokenizers library, which transformers opens too; characters are its WordLevel."""
-    bpe, flags = tokenizer.kind == "bpe", dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    names = ["".join(map(SYMBOL.get, t)) if bpe else t.decode() for t in tokenizer.tokens]
-    model = {"type": "WordLevel", "unk_token": "<unk>"}
-    if bpe:
-        model = {"type": "BPE", "merges": [[names[a], names[b]] for a, b in tokenizer.parts.tolist()]}
-    names[len(names) - len(tokenizer.special):] = tokenizer.special
-    model["vocab"] = {name: id for id, name in enumerate(names)}
-    added = [{"id": id, "content": s, "special": True} | flags for s, id in tokenizer.special.items()]
-    return {"version": "1.0", "added_tokens": added, "normalizer": None, "post_processor": None, "model": model,
-            "pre_tokenizer": BYTE_LEVEL if bpe else ONE_BY_ONE, "decoder": BYTE_LEVEL if bpe else {"type": "Fuse"}}
+    bpe, n = tokenizer.kind == "bpe", tokenizer.vocab_size - len(tokenizer.special)
+    names = ["".join(map(SYMBOL.get, t)) if bpe else t.decode() for t in tokenizer.tokens[:n]]
+    model = {"type": "WordLevel", "unk_token": "<unk>"} if not bpe else {
+        "type": "BPE", "merges": [[names[a], names[b]] for a, b in tokenizer.parts.tolist()]}
+    model["vocab"] = dict(zip(names, range(n))) | tokenizer.special
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    added = [{"id": id, "content": text} | flags for text, id in tokenizer.special.items()]
+    return {"version": "1.0", "added_tokens": added, "normalizer": None, "model": model,
+            "pre_tokenizer": BYTE_LEVEL if bpe else SPLIT, "decoder": BYTE_LEVEL if bpe else {"type": "Fuse"}}
 
 
 def save_tokenizer(tokenizer, path):
@@ -166,13 +157,12 @@ def load_tokenizer(path):
     """Read what save_tokenizer wrote, or GPT-2's own tokenizer.json. InputError: anything else."""
     try:
         file = json.loads(Path(path).read_text("utf-8"))
-        vocab, special = file["model"]["vocab"], {t["content"]: t["id"] for t in file["added_tokens"]}
-        bpe = "merges" in file["model"]
-        parts = merges_from(file["model"]["merges"], vocab) if bpe else [c for c in vocab if c not in special]
+        model, special = file["model"], {t["content"]: t["id"] for t in file["added_tokens"]}
+        bpe, vocab = "merges" in model, model["vocab"]
+        parts = merges_from(model["merges"], vocab) if bpe else [c for c in vocab if c not in special]
         tokenizer = Tokenizer("bpe" if bpe else "char", parts, list(special))
-        mine = as_json(tokenizer)
-        cut = mine["pre_tokenizer"] | file["pre_tokenizer"]  # GPT-2's file leaves use_regex out
-        if (mine["model"]["vocab"], mine["pre_tokenizer"], None) != (vocab | special, cut, file["normalizer"]):
+        ours, cut = as_json(tokenizer)["model"]["vocab"], BYTE_LEVEL if bpe else SPLIT
+        if ours != vocab | special or cut != cut | file["pre_tokenizer"] or file["normalizer"]:
             raise ValueError("its ids are in another order, or it cuts words in another way")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a tokenizer.json of this course or of GPT-2: {error!r}") from None
@@ -182,7 +172,6 @@ def load_tokenizer(path):
 def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (B, T) int32, (B, T) bool
     """B rows of one length T (default: the longest), and a mask, True where a token is real. side: where the
     padding stands; truncate: which end of too long a row is lost. To let a model write on, "left" for both.
-
     >>> pad([[5, 6, 7], [8]], pad_id=0, length=2, truncate="left")[0].tolist()
     [[6, 7], [8, 0]]
     """
@@ -199,12 +188,13 @@ def main():
     text, sentence = read_text("shakespeare"), "O Romeo, wherefore art thou Romeo? 羅!"
     train_bpe("hug hug", 257)  # so that compiling is not in the time
     start = time.perf_counter()
-    merges, counts = learn_merges(*byte_words(text), 4096 - BYTES)
+    merges, found = learn_merges(*byte_words(text), 4096 - BYTES)
     print(f"{len(text):,} characters, {len(merges):,} merges learned in {time.perf_counter() - start:.2f} s:")
     bpe = Tokenizer("bpe", merges, ())
     for m in 0, 1, 2, 3, 10, 100, 1000, 3000:
-        print(f"  {m + 1:5,}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {counts[m]:,} times")
+        print(f"{m + 1:6}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {found[m]:,} times")
     for tokenizer in char_tokenizer(text + sentence), train_bpe(text, 512), bpe, gpt2_tokenizer():
         size = 100_000 / len(tokenizer.encode(text[:100_000]))
-        pieces = b"|".join(map(tokenizer.token_bytes, tokenizer.encode(sentence))).decode(errors="backslashreplace")
-        print(f"{tokenizer.kind:4} {tokenizer.vocab_size:6,} tokens, {size:.2f} characters each:  {pieces}")
+        pieces = b"|".join(map(tokenizer.token_bytes, tokenizer.encode(sentence)))
+        print(f"{tokenizer.kind:4} {tokenizer.vocab_size:6,} tokens, {size:.2f} characters each: ",
+              pieces.decode(errors="backslashreplace"))

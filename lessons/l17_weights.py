@@ -135,7 +135,7 @@ def load_model(folder):
     file = path.with_name("tokenizer.json")
     tokenizer = load_tokenizer(file) if file.exists() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise InputError(f"{file} has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: take another")
+        raise InputError(f"{file}: {tokenizer.vocab_size} tokens, model {config.vocab_size}: take another")
     return p, tokenizer
 
 
@@ -158,11 +158,12 @@ def read_config(path):
 
 def check_tensors(path, config, found):
     """InputError names what does not fit, before a number is read. found: name -> (type, *shape)."""
-    want = shapes(config._replace(n_layer=min(config.n_layer, len(found) + 1)))  # a lie here takes no memory
+    want = shapes(config._replace(n_layer=min(config.n_layer, len(found) + 99)))  # a lie takes no memory
     want |= {"lm_head.weight": want["wte.weight"]} if "lm_head.weight" in found else {}
     masks = {name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))}  # in old files
     problems = {"missing": want.keys() - found.keys(), "unexpected": found.keys() - want.keys() - masks,
-                "wrong": {f"{name} {found[name]} for {want[name]}" for name in want.keys() & found.keys()
+                "wrong": {f"{name}: {found[name][0]} {[*found[name][1:]]} instead of floats {[*want[name]]}"
+                          for name in want.keys() & found.keys()
                           if found[name][1:] != want[name] or found[name][0] not in FLOATS}}
     parts = [f"{what} {', '.join(sorted(names)[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
              for what, names in problems.items() if names]
@@ -207,7 +208,7 @@ def crash(path, point):
 def list_tensors(folder):
     p, _ = load_model(folder)
     for name, view in p.views.items():
-        print(f"{name:24s}{view.shape!s:>14}{view.size:12,}  mean {view.mean():+.4f}  spread {view.std():.4f}")
+        print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.4f} spread {view.std():.4f}")
     print(f"{count_parameters(p.config):,} parameters")
 
 
@@ -219,11 +220,13 @@ def main(folder=None):
         path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
         p = init_parameters(Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4))
         save_model(place, p, tokenizer)
-        print("model folder:     ", *(f"{file.name} ({file.stat().st_size} bytes)" for file in Path(place).iterdir()))
+        files = [f"{file.name} ({file.stat().st_size} bytes)" for file in sorted(path.parent.iterdir())]
+        print(f"in the folder:     {', '.join(files)}")
         data = path.read_bytes()
         n = int.from_bytes(data[:8], "little")
         print(f"bytes 0 to 7:      {data[:8].hex(' ')} = {n}, little end first: so long is the header")
-        print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...\n{' ' * 18} ... {data[n - 60:n + 8].decode()}")
+        print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...")
+        print(f"                   ... {data[n - 60:n + 8].decode().rstrip()}, and spaces")
         print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}")
         print(f"end of wte.weight: {tensor_by_hand(path, 'wte.weight')[-1, -2:]} read by hand,"
               f" {p['wte.weight'][-1, -2:]} in memory")
@@ -236,7 +239,7 @@ def main(folder=None):
             child.join()
             left = [f"{file.name}: {file.read_text():6s}" for file in sorted(target.parent.glob("weights*"))]
             print(f"  {point:26s}", *left)
-        print("Power loss cannot be shown here: it also takes what the system had not yet put on the disk. Hence fsync.")
+        print("Power loss would also take what the system has not put on the disk yet: hence fsync.")
 
 
 if __name__ == "__main__":

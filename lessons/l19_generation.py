@@ -166,7 +166,7 @@ def text_pieces(tokenizer, tokens):  # token ids -> yields str
 def main(*argv):
     """Without options the demonstration; with options the command line, which stands in generation_run.py."""
     from lessons.generation_run import model_at_hand, run
-    threadpool_limits(1, "blas")  # one row at a time: sharing it out takes longer than multiplying it
+    threadpool_limits(1, "blas")  # one row at a time: too little work to wait for a second thread
     if argv:
         return run(argv)
     p, tokenizer = model_at_hand()

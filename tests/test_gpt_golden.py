@@ -1,7 +1,7 @@
 """The whole GPT against PyTorch's float64 numbers in goldens/gpt.npz, in the order of computation.
 
-Every step is compared with its golden before the next one is looked at, so the name in the message is where the
-first wrong number arises. goldens/make_gpt_golden.py wrote the file; PyTorch is not needed here.
+Every step is compared with its golden before the next one is looked at, so the name in the message is where
+the first wrong number arises. goldens/make_gpt_golden.py wrote the file; PyTorch is not needed here.
 """
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from lessons.l10_optimizers import clip_scale
 from lessons.l16_gpt import Config, Parameters, gpt_backward, gpt_forward
 
 CONFIG = Config(vocab_size=23, block_size=12, n_layer=2, n_head=2, n_embd=16)
-ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # the relative error that a gradient may have
+ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # and the relative error allowed
 with np.load(Path(__file__).parent / "goldens/gpt.npz") as file:
     GOLDEN = dict(file)
 TOKENS, TARGETS = GOLDEN["tokens"], GOLDEN["targets"]
@@ -22,7 +22,8 @@ TOKENS, TARGETS = GOLDEN["tokens"], GOLDEN["targets"]
 
 def golden(kind):
     """{name: array}, in the order of the file: that of computation."""
-    return {name.removeprefix(f"{kind}/"): array for name, array in GOLDEN.items() if name.startswith(f"{kind}/")}
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): array for name, array in GOLDEN.items() if name.startswith(prefix)}
 
 
 def relative_error(got, want):
@@ -46,7 +47,8 @@ def recording(ops, outputs):
             outputs.append((op.__name__, out.copy()))
             return out, cache
         return recorded
-    return SimpleNamespace(**{name: record(op) if name.endswith("_forward") else op for name, op in vars(ops).items()})
+    forward = {name: record(op) for name, op in vars(ops).items() if name.endswith("_forward")}
+    return SimpleNamespace(**vars(ops) | forward)
 
 
 def loss_and_gradients(room):
@@ -92,14 +94,16 @@ def test_ten_steps_of_adamw_on_one_batch(room):
     for step in range(1, 11):
         loss, g = loss_and_gradients(room)
         norm = room.ops.gradient_norm_squared(g.flat[None], 0, n) ** 0.5
-        assert loss == pytest.approx(GOLDEN["losses"][step - 1], rel=10 * room.tolerance), f"loss of step {step}"
-        assert norm == pytest.approx(GOLDEN["norms"][step - 1], rel=10 * room.tolerance), f"norm of step {step}"
+        for got, kind in (loss, "losses"), (norm, "norms"):
+            want = pytest.approx(GOLDEN[kind][step - 1], rel=room.tolerance)
+            assert got == want, f"{kind}: step {step} is wrong"
         for part, decay in (slice(0, p.n_matrices), weight_decay), (slice(p.n_matrices, n), 0.0):
             room.ops.adamw(p.flat[part], g.flat[part], m[part], v[part], lr, beta1, beta2, eps, decay, step,
                            clip_scale(norm, clip))
     for name, want in golden("end").items():
         got = p[name]
-        if name.endswith("attn.c_attn.bias"):  # a bias of all keys moves all scores of a query alike: its gradient is
-            got, want = (np.delete(a, slice(C, 2 * C)) for a in (got, want))  # rounding, which Adam makes steps of
+        if name.endswith("attn.c_attn.bias"):
+            # The keys' bias moves all scores of a query alike: its gradient is rounding. Adam makes steps of it.
+            got, want = (np.delete(a, slice(C, 2 * C)) for a in (got, want))
         error = relative_error(got, want)
         assert error <= 10 * room.tolerance, f"{name} after ten steps is off by {error:.1e}"

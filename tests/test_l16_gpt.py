@@ -1,7 +1,8 @@
 """The tests of f are test_f and test_f_*: they are also lesson 16's exercises.
 
-The oracles: Hugging Face's list of names, numbers worked out by hand, finite differences of the model's own loss,
-and what must hold for every GPT (the future changes nothing, the rows of a batch do not know each other).
+The oracles: Hugging Face's list of names, numbers worked out by hand, finite differences of the model's own
+loss, and what must hold for every GPT (the future changes nothing, the rows of a batch do not know each
+other).
 Operations are those of lessons 6, 8, 10, 12 and 13.
 """
 import math
@@ -73,7 +74,7 @@ def test_shapes_are_those_of_hugging_face(config):
 
 def test_shapes_put_matrices_first():
     dimensions = [len(shape) for shape in lesson.shapes(GPT2).values()]
-    assert dimensions == sorted(dimensions, reverse=True), "weight decay is one slice of the buffer: all matrices, then the rest"
+    assert dimensions == sorted(dimensions, reverse=True), "decay needs one slice: matrices first"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -93,8 +94,8 @@ def test_parameters_parts_hold_the_tables_the_matrices_and_the_rest():
     p = lesson.Parameters(CONFIG)
     for name, view in p.views.items():
         first = (view.ctypes.data - p.flat.ctypes.data) // 4
-        part = "tables" if first < p.n_tables else "matrices" if first < p.n_matrices else "rest"
-        assert part == ("tables" if name in ("wte.weight", "wpe.weight") else "matrices" if view.ndim == 2 else "rest"), name
+        assert (first < p.n_tables) == (name in ("wte.weight", "wpe.weight")), name
+        assert (first < p.n_matrices) == (view.ndim == 2), name
 
 
 def test_parameters_by_name_by_module_and_by_block():
@@ -103,7 +104,8 @@ def test_parameters_by_name_by_module_and_by_block():
     weight, bias = p["h.1.mlp.c_fc"]
     assert weight is p.views["h.1.mlp.c_fc.weight"] and bias is p.views["h.1.mlp.c_fc.bias"]
     assert p.blocks[1]["mlp.c_fc"][0] is weight and p.blocks[1]["mlp.c_fc"][1] is bias
-    assert len(p.blocks) == 2 and set(p.blocks[0]) == {"ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"}
+    assert len(p.blocks) == 2
+    assert set(p.blocks[0]) == {"ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"}
 
 
 def test_parameters_can_be_laid_over_a_buffer_that_exists():
@@ -154,7 +156,7 @@ def test_init_parameters_gives_a_model_that_knows_nothing_yet():
 
 def by_hand(p, tokens):  # (T,) -> (T, V)
     """The three lines at the top of the lesson for one row of the batch, one query and one head at a time."""
-    C, H, D = CONFIG.n_embd, CONFIG.n_head, CONFIG.n_embd // CONFIG.n_head
+    H, D = CONFIG.n_head, CONFIG.n_embd // CONFIG.n_head
 
     def norm(x, name):
         weight, bias = p[name]
@@ -174,8 +176,8 @@ def by_hand(p, tokens):  # (T,) -> (T, V)
                 y[t, d] = weights @ v[:t + 1, d] / weights.sum()
         x = x + linear(y, f"h.{i}.attn.c_proj")
         y = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
-        x = x + linear(0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))), f"h.{i}.mlp.c_proj")
-    assert x.shape[1] == C
+        y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        x = x + linear(y, f"h.{i}.mlp.c_proj")
     return norm(x, "ln_f") @ p["wte.weight"].T
 
 
@@ -204,7 +206,7 @@ def test_gpt_forward_treats_the_rows_of_a_batch_alike(order):
 def test_gpt_forward_starts_at_the_position_it_is_told():
     p, shifted = model(), model()
     shifted["wpe.weight"][:-2] = p["wpe.weight"][2:]
-    assert_close(forward(p, tokens[:, :4], start=2), forward(shifted, tokens[:, :4]), "logits from position 2 on")
+    assert_close(forward(p, tokens[:, :4], start=2), forward(shifted, tokens[:, :4]), "logits")
 
 
 def test_gpt_forward_lets_the_caller_attend():
@@ -216,7 +218,8 @@ def test_gpt_forward_lets_the_caller_attend():
         return qkv[..., -CONFIG.n_embd:].copy(), None
     got = forward(p, tokens, attention=attention)
     assert layers == [0, 1]
-    assert_close(got[:, 2:3], forward(p, tokens[:, 2:3], start=2, attention=attention), "logits of position 2")
+    alone = forward(p, tokens[:, 2:3], start=2, attention=attention)
+    assert_close(got[:, 2:3], alone, "logits of position 2")
 
 
 def test_gpt_forward_drops_others_in_each_half_of_each_layer_and_for_each_seed():
@@ -236,13 +239,16 @@ def test_gpt_forward_drops_others_in_each_half_of_each_layer_and_for_each_seed()
 
 # backward
 
-KINDS = ["wte.weight", "wpe.weight", "h.0.ln_1.weight", "h.0.ln_1.bias", "h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias",
-         "h.0.attn.c_proj.weight", "h.0.attn.c_proj.bias", "h.1.ln_2.weight", "h.1.ln_2.bias", "h.1.mlp.c_fc.weight",
-         "h.1.mlp.c_fc.bias", "h.1.mlp.c_proj.weight", "h.1.mlp.c_proj.bias", "ln_f.weight", "ln_f.bias"]
+BACKWARD = [  # in the order of the backward pass: the first to fail is where to look
+    "ln_f.bias", "ln_f.weight",
+    "h.1.mlp.c_proj.bias", "h.1.mlp.c_proj.weight", "h.1.mlp.c_fc.bias", "h.1.mlp.c_fc.weight",
+    "h.1.ln_2.bias", "h.1.ln_2.weight", "h.0.attn.c_proj.bias", "h.0.attn.c_proj.weight",
+    "h.0.attn.c_attn.bias", "h.0.attn.c_attn.weight", "h.0.ln_1.bias", "h.0.ln_1.weight",
+    "wpe.weight", "wte.weight"]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("name", KINDS[::-1])  # the order of the backward pass: the first to fail is where to look
+@pytest.mark.parametrize("name", BACKWARD)
 def test_gpt_backward(name, dropout):
     p = model()
     got, value = gradients(p, dropout=dropout).views[name].reshape(-1), p.views[name].reshape(-1)
@@ -313,10 +319,10 @@ def test_count_parameters():
 
 @pytest.mark.parametrize("config", [CONFIG, GPT2, lesson.Config(65, 64, 4, 4, 128)])
 def test_count_flops(config):
-    """Matrix by matrix and query by query: two operations a multiply-add, and backward costs twice forward."""
+    """Matrix by matrix, query by query: two operations a multiply-add, and backward costs twice forward."""
     C, T = config.n_embd, config.block_size
     block = sum(2 * T * n_in * n_out for n_in, n_out in [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)])
-    attention = sum(2 * 2 * C * keys for keys in range(1, T + 1))  # q.k and weights.v, over the keys it may see
+    attention = sum(2 * 2 * C * keys for keys in range(1, T + 1))  # q.k and weights.v
     head = 2 * T * C * config.vocab_size
     want = 3 * (config.n_layer * (block + attention) + head)
     assert lesson.count_flops(config, T) == pytest.approx(want, rel=1e-12)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lessons import devices, generation_run, l19_generation as lesson
+from lessons import devices, generation_run
+from lessons import l19_generation as lesson
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
 from lessons.l16_gpt import Config, gpt_forward, init_parameters
@@ -164,6 +166,10 @@ def test_choose_finds_where_the_point_falls(point, token):
     """Tokens 0, 3 and 5 have no probability: no point falls on them, not even the first or the last."""
     logits = np.array([-np.inf, math.log(2), 0, -np.inf, 0, -np.inf])
     assert lesson.choose(logits, 1.0, None, 1.0, SimpleNamespace(random=lambda: point)) == token
+
+
+def test_choose_stays_in_the_vocabulary_where_ten_tenths_are_a_little_less_than_one():
+    assert lesson.choose(np.zeros(10), 1.0, None, 1.0, SimpleNamespace(random=lambda: 1 - 2**-53)) == 9
 
 
 def test_choose_draws_each_token_as_often_as_it_is_probable():

@@ -4,7 +4,6 @@ A new room joins by its name in ROOMS. Each `run_x` below calls the operations o
 that came out by name, so the message says which array of which operation is wrong, and for which shape.
 """
 import inspect
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -31,7 +30,8 @@ def agree(room, run, *args, rtol=1e-4, atol=1e-5, **settings):
     for name in want:
         if isinstance(want[name], np.ndarray):
             assert got[name].dtype == np.float32, f"{name} is {got[name].dtype}"
-        assert_close(got[name], want[name], name, rtol=rtol, atol=atol * max(1, np.abs(want[name]).max(initial=0)))
+        largest = np.abs(want[name]).max(initial=1)
+        assert_close(got[name], want[name], name, rtol=rtol, atol=atol * largest)
 
 
 def copies(args, dtype):
@@ -74,7 +74,8 @@ def run_embedding(ops, wte, wpe, dout, dwte, *, tokens, start):
     return {"x": x, "dwte": dwte, "dwpe": dwpe}
 
 
-@pytest.mark.parametrize("B, T, C, V, start", [(1, 1, 1, 1, 0), (2, 5, 3, 2, 1), (3, 7, 129, 65, 2), (1, 64, 16, 4, 0)])
+@pytest.mark.parametrize("B, T, C, V, start", [(1, 1, 1, 1, 0), (2, 5, 3, 2, 1), (3, 7, 129, 65, 2),
+                                               (1, 64, 16, 4, 0)])
 def test_embedding(room, B, T, C, V, start):
     tokens = np.random.default_rng(T).integers(0, V, (B, T))
     agree(room, run_embedding, *arrays((V, C), (T + 3, C), (B, T, C), (V, C)), tokens=tokens, start=start)
@@ -169,8 +170,9 @@ def run_self_attention(ops, qkv, dout, *, n_head, causal, lengths):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("B, T, C, n_head", [(1, 1, 1, 1), (2, 2, 6, 3), (2, 7, 10, 2), (1, 31, 8, 1), (1, 32, 8, 2),
-                                             (1, 33, 12, 4), (2, 64, 8, 2), (1, 65, 8, 2), (2, 130, 6, 1)])
+@pytest.mark.parametrize("B, T, C, n_head", [(1, 1, 1, 1), (2, 2, 6, 3), (2, 7, 10, 2), (1, 31, 8, 1),
+                                             (1, 32, 8, 2), (1, 33, 12, 4), (2, 64, 8, 2), (1, 65, 8, 2),
+                                             (2, 130, 6, 1)])
 def test_self_attention(room, B, T, C, n_head, causal, padded):
     qkv, dout = arrays((B, T, 3 * C), (B, T, C))
     lengths = np.random.default_rng(T).integers(1, T + 1, B) if padded else None
@@ -191,7 +193,8 @@ def run_cross_attention(ops, q, kv, dout, *, n_head, causal, lengths, views):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("views", [False, True])
-@pytest.mark.parametrize("B, Tq, Tk, C, n_head", [(1, 1, 1, 2, 1), (2, 1, 9, 6, 2), (2, 5, 7, 6, 3), (1, 33, 70, 4, 2)])
+@pytest.mark.parametrize("B, Tq, Tk, C, n_head", [(1, 1, 1, 2, 1), (2, 1, 9, 6, 2), (2, 5, 7, 6, 3),
+                                                  (1, 33, 70, 4, 2)])
 def test_cross_attention(room, B, Tq, Tk, C, n_head, causal, padded, views):
     q, kv, dout = arrays((B, Tq, C), (B, Tk, 2 * C), (B, Tq, C))
     lengths = np.arange(Tk, Tk - B, -1) if padded else None
@@ -262,7 +265,8 @@ def test_linear_does_not_touch_its_residual(room):
 def run_linear_gelu(ops, x, weight, bias, dout):
     out, cache = ops.linear_gelu_forward(x, weight, bias)
     dweight, dbias = junk(weight, bias)
-    return {"out": out, "dx": ops.linear_gelu_backward(dout, cache, dweight, dbias), "dweight": dweight, "dbias": dbias}
+    dx = ops.linear_gelu_backward(dout, cache, dweight, dbias)
+    return {"out": out, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
 @pytest.mark.parametrize("shape", ROWS)
@@ -283,7 +287,8 @@ def run_layernorm(ops, x, weight, bias, dout, dresidual):
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_layernorm(room, shape, with_residual):
     x, weight, bias, dout, dresidual = arrays(shape, shape[-1], shape[-1], shape, shape)
-    agree(room, run_layernorm, x + np.float32(3), weight, bias, dout, dresidual if with_residual else None, atol=1e-4)
+    dresidual = dresidual if with_residual else None
+    agree(room, run_layernorm, x + np.float32(3), weight, bias, dout, dresidual, atol=1e-4)
 
 
 def run_dropout(ops, x, dout, residual, *, rate, seed):
@@ -310,8 +315,8 @@ def test_dropout_drops_the_same_numbers_in_every_room(room, seed):
 
 
 @pytest.mark.parametrize("name", ["wte.weight", "wpe.weight", "h.0.ln_1.weight", "h.0.attn.c_attn.weight",
-                                  "h.0.attn.c_proj.bias", "h.1.ln_2.bias", "h.1.mlp.c_fc.bias", "h.1.mlp.c_proj.weight",
-                                  "ln_f.weight"])
+                                  "h.0.attn.c_proj.bias", "h.1.ln_2.bias", "h.1.mlp.c_fc.bias",
+                                  "h.1.mlp.c_proj.weight", "ln_f.weight"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_number_that_is_not_finite_reaches_the_loss(room, name, bad):

@@ -17,14 +17,15 @@ BYTES = 256  # tokens below are single bytes, in some order; merge m makes token
 EDGE, GONE, NONE = -1, -2, -1  # between words; swallowed by the token on its left; no pair begins here
 
 
-def learn_merges(words, order, n):  # -> (m, 2) int32: both ids, (m,) int64: how often; m <= n
-    """Learn n merges, or fewer: when no pair occurs twice it ends."""
-    weights = np.append(np.bincount(order), 0)[np.cumsum(words == EDGE) - 1]  # a word weighs as often as it occurs
-    merges, merge_counts, P = np.empty((n, 2), np.int32), np.empty(n, np.int64), 3 * words.size
+def learn_merges(words, order, n):  # (N,) int32, (W,) int32 -> (m, 2) int32, (m,) int64
+    """The ids that each merge joins, and how often the pair occurred then. m is n, or less if no pair occurs
+    twice any more."""
+    weights = np.append(np.bincount(order), 0)[np.cumsum(words == EDGE) - 1]  # how often its word occurs
+    merges, merged, P = np.empty((n, 2), np.int32), np.empty(n, np.int64), 3 * words.size
     count, key, shown, heap = (np.zeros(P, t) for t in (np.int64, np.int64, np.int64, np.int32))
     seen, met = np.full((BYTES, BYTES), NONE, np.int32), np.full((2, BYTES + n), NONE, np.int32)
-    m = learn(words, weights, merges, merge_counts, *lists(words.size, P), count, key, shown, heap, seen, met)
-    return merges[:m], merge_counts[:m]
+    m = learn(words, weights, merges, merged, *lists(words.size, P), count, key, shown, heap, seen, met)
+    return merges[:m], merged[:m]
 
 
 def merge_table(merges):  # (m, 2) int32 -> (m,) int64, (m,) int32
@@ -34,7 +35,7 @@ def merge_table(merges):  # (m, 2) int32 -> (m,) int64, (m,) int32
     return keys[ranks], ranks.astype(np.int32)
 
 
-def apply_merges(words, order, keys, ranks):  # -> (number of tokens,) int32
+def apply_merges(words, order, keys, ranks):  # (N,) int32, (W,) int32, merge_table -> (tokens of the text,)
     """Merge by merge in the order of learning: what is left is what training would have made of this text."""
     apply(words, keys, ranks, *lists(words.size, len(keys)))
     words = words[words != GONE]
@@ -47,13 +48,13 @@ def apply_merges(words, order, keys, ranks):  # -> (number of tokens,) int32
 def lists(N, pairs):
     """left, right (N,): the neighbours. pair (N,): which pair begins at a place. The places of pair p are
     place[e] for e = first[p], link[e], ...: no more than 3 N, as a merge ends a token and begins two pairs."""
-    sizes = N, pairs, pairs, 3 * N, 3 * N
-    return (*(np.arange(N, dtype=np.int32) + d for d in (-1, 1)), *(np.full(s, NONE, np.int32) for s in sizes))
+    neighbours = np.arange(-1, N - 1, dtype=np.int32), np.arange(1, N + 1, dtype=np.int32)
+    return *neighbours, *(np.full(size, NONE, np.int32) for size in (N, pairs, pairs, 3 * N, 3 * N))
 
 
 @kernel
-def learn(tokens, weights, merges, merge_counts, left, right, pair, first, last, place, link, count, key, shown,
-          heap, seen, met):
+def learn(tokens, weights, merges, merged, left, right, pair, first, last, place, link,
+          count, key, shown, heap, seen, met):  # -> the number of merges
     pairs = entries = 0
     for i in range(tokens.size - 1):
         a, b = tokens[i], tokens[i + 1]
@@ -74,7 +75,7 @@ def learn(tokens, weights, merges, merge_counts, left, right, pair, first, last,
         if size == 0 or shown[heap[0]] < 2:
             return m
         best, new, fresh = heap[0], BYTES + m, pairs
-        merges[m, 0], merges[m, 1], merge_counts[m] = key[best] >> 32, key[best] & 0xFFFFFFFF, shown[best]
+        merges[m, 0], merges[m, 1], merged[m] = key[best] >> 32, key[best] & 0xFFFFFFFF, shown[best]
         size -= 1
         heap[0] = heap[size]
         sift_down(heap, size, shown, key)
@@ -163,12 +164,14 @@ def append(i, p, entries, pair, first, last, place, link):
 
 @inlined
 def ahead(p, q, shown, key):
-    """The tie rule: the more frequent pair first; of equals, the one with the smaller ids, left before right."""
+    """The tie rule: the more frequent pair first; of equals, the one with the smaller ids, the left compared
+    first. shown is the count that a pair had when it was put where it stands in the heap."""
     return shown[p] > shown[q] or (shown[p] == shown[q] and key[p] < key[q])
 
 
 @inlined
-def push(p, i, heap, shown, count, key):  # heap has i pairs; `ahead` of its two children, each
+def push(p, i, heap, shown, count, key):
+    """Add pair p to a heap of i pairs, in which each is ahead of the two at 2 i + 1 and 2 i + 2."""
     shown[p], heap[i] = count[p], p
     while i > 0 and ahead(heap[i], heap[(i - 1) >> 1], shown, key):
         up = (i - 1) >> 1

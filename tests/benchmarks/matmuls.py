@@ -1,7 +1,10 @@
-"""Worker: the limit. Only the products with weight matrices of one training step.    python -m tests.benchmarks.matmuls S
+"""Worker: the limit. Only the products with weight matrices of a training step.
 
-For every matrix the forward product and the backward's two; each of two threads has half of the batch and a BLAS
-of one thread. Nothing is allocated, nothing else is computed: no training step with this BLAS can be faster.
+    python -m tests.benchmarks.matmuls S
+
+For every matrix the forward product and the backward's two; each of two threads has half of the batch and a
+BLAS of one thread. Nothing is allocated, nothing else is computed: no training step with this BLAS can be
+faster.
 """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +20,11 @@ def make_layers(config, rows, rng):
     """[(x, weight, out, dout, dx, dweight)] for `rows` positions."""
     C = config.n_embd
     block = [(C, 3 * C), (C, C), (C, 4 * C), (4 * C, C)]
-    return [[rng.standard_normal(shape, np.float32)
-             for shape in [(rows, n_in), (n_in, n_out), (rows, n_out), (rows, n_out), (rows, n_in), (n_in, n_out)]]
-            for n_in, n_out in block * config.n_layer + [(C, config.vocab_size)]]
+    layers = []
+    for n_in, n_out in block * config.n_layer + [(C, config.vocab_size)]:
+        x, weight, out = (rows, n_in), (n_in, n_out), (rows, n_out)
+        layers.append([rng.standard_normal(shape, np.float32) for shape in (x, weight, out, out, x, weight)])
+    return layers
 
 
 def multiply(layers):

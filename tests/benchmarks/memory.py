@@ -20,8 +20,8 @@ def run(options):
 
 def peak_megabytes():
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([sys.executable, "-m", "lessons", "training", "--steps", str(STEPS), "--out", folder],
-                                   env=environment(), stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "lessons", "training", "--steps", str(STEPS), "--out", folder]
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

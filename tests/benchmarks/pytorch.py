@@ -1,4 +1,6 @@
-"""Worker: the same GPT as one writes it in PyTorch, after nanoGPT.    python -m tests.benchmarks.pytorch eager S
+"""Worker: the same GPT as one writes it in PyTorch, after nanoGPT.
+
+    python -m tests.benchmarks.pytorch eager|compiled|float64 S
 
 eager and compiled are timed: float32, scaled_dot_product_attention, fused AdamW. float64 is what is right.
 """
@@ -69,8 +71,8 @@ def main(kind, key):
     torch.set_num_threads(configs.THREADS)
     config, rows = configs.CONFIGS[key]
     model = make_model(config, torch.float64 if kind == "float64" else torch.float32)
-    groups = [{"params": [x for x in model.parameters() if x.ndim == 2], "weight_decay": configs.WEIGHT_DECAY},
-              {"params": [x for x in model.parameters() if x.ndim == 1], "weight_decay": 0.0}]
+    groups = [{"params": [x for x in model.parameters() if x.ndim == ndim], "weight_decay": decay}
+              for ndim, decay in ((2, configs.WEIGHT_DECAY), (1, 0.0))]
     optimizer = torch.optim.AdamW(groups, **configs.ADAMW, fused=True)
     X, Y = (torch.from_numpy(a) for a in configs.batches(config, rows))
     loss_of = torch.compile(model) if kind == "compiled" else model

@@ -1,7 +1,7 @@
 """Workers that take turns. One round is a short measurement of each; the order turns around every round.
 
-Whatever disturbs the machine for a second or a minute then disturbs all of them, and ratios keep their meaning.
-`worker` starts a process and asks; `serve` is the process's side of the conversation.
+Whatever disturbs the machine for a second or a minute then disturbs all of them, and ratios keep their
+meaning. `worker` starts a process and asks; `serve` is the process's side of the conversation.
 """
 import json
 import os
@@ -43,10 +43,11 @@ class WorkerFailed(Exception):
 
 @contextmanager
 def worker(module, *arguments):
-    """Start `python -m tests.benchmarks.MODULE ARGUMENTS`; the value of `with` is ask(command, argument) -> answer."""
+    """Start `python -m tests.benchmarks.MODULE ARGUMENTS`; `with` gives ask(command, argument) -> answer."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *arguments]
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
-            command, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with (tempfile.TemporaryFile("w+") as errors,
+          subprocess.Popen(command, env=environment(), stderr=errors, **pipes) as process):
 
         def answer():
             if line := process.stdout.readline():

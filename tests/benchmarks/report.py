@@ -2,6 +2,7 @@
 import json
 import os
 import platform
+import re
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,8 @@ def table(head, rows):
     cells = [head, *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for row in cells:
-        print("  " + "  ".join(f"{cell:>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(row, widths))))
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        print("  ".join(["", row[0].ljust(widths[0]), *rest]).rstrip())
 
 
 def spread(median, low, high, unit=" x"):
@@ -27,14 +29,15 @@ def spread(median, low, high, unit=" x"):
 def worst_gradient(got, want):
     """{name: array} twice -> the largest relative L2 error of a tensor, and its name."""
     assert set(got) == set(want), f"the parameters differ: {set(got) ^ set(want)}"
-    return max((float(np.linalg.norm(got[name] - want[name]) / np.linalg.norm(want[name])), name) for name in want)
+    norm = np.linalg.norm
+    return max((float(norm(got[name] - want[name]) / norm(want[name])), name) for name in want)
 
 
 def write(subject, results, rounds):
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{subject}.json"
-    about = {"subject": subject, "date": datetime.now().astimezone().isoformat(timespec="seconds"), "rounds": rounds,
-             "machine": machine(), "versions": versions()}
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    about = {"subject": subject, "date": date, "rounds": rounds, "machine": machine(), "versions": versions()}
     path.write_text(json.dumps(about | {"results": results}, indent=1) + "\n")
     print(f"  figures: {path}\n")
 
@@ -42,10 +45,11 @@ def write(subject, results, rounds):
 def machine():
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        names = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = names[0] if names else model
+    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in threadpool_info()}
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()[0],
-            "blas": sorted({f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in threadpool_info()})}
+            "blas": sorted(blas)}
 
 
 def versions():

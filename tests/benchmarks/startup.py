@@ -1,9 +1,8 @@
 """How long `python -m lessons N` takes: the first time, when Numba compiles, and every later time.
 
-Cold has an empty folder for Numba's cache and one for Matplotlib's (its list of fonts): what somebody meets who
-starts with this lesson. Warm runs again with the same folders.
+Cold has an empty folder for Numba's cache and one for Matplotlib's (its list of fonts): what somebody meets
+who starts with this lesson. Warm runs again with the same folders.
 """
-import os
 import statistics
 import subprocess
 import sys
@@ -40,8 +39,10 @@ def seconds_of(number, folder):
     command = [sys.executable, "-m", "lessons", str(number)]
     if number == 18:  # the main job, cut down to one step
         command += ["--steps", "1", "--out", tempfile.mkdtemp(dir=folder)]
-    caches = {"NUMBA_CACHE_DIR": os.path.join(folder, "numba"), "MPLCONFIGDIR": os.path.join(folder, "matplotlib")}
+    caches = {"NUMBA_CACHE_DIR": f"{folder}/numba", "MPLCONFIGDIR": f"{folder}/matplotlib"}
     start = time.perf_counter()
     done = subprocess.run(command, check=False, env=environment() | caches, capture_output=True, text=True)
     seconds = time.perf_counter() - start
-    return seconds, f"FAILED: {(done.stderr.strip().splitlines() or ['?'])[-1][:80]}" if done.returncode else None
+    if done.returncode == 0:
+        return seconds, None
+    return seconds, "FAILED: " + (done.stderr.strip().splitlines() or ["?"])[-1][:80]

@@ -10,7 +10,8 @@ from tests.benchmarks.race import WorkerFailed, race, ratios, worker
 from tests.benchmarks.report import spread, table, worst_gradient, write
 
 MUST_AIM = {"S": (1.3, 1.5), "M": (1.15, 1.3), "L": (1.3, 1.5)}
-WORKERS = {"ours": ("ours",), "PyTorch eager": ("pytorch", "eager"), "PyTorch compiled": ("pytorch", "compiled")}
+WORKERS = {"ours": ["ours"],
+           "PyTorch eager": ["pytorch", "eager"], "PyTorch compiled": ["pytorch", "compiled"]}
 LOSS, GRADIENT = 1e-4, 1e-4  # relative: a wrong formula is off by far more, float32 by far less
 
 
@@ -34,7 +35,7 @@ def run(options):
 
 
 def check(asks, key, folder):
-    """Ask every worker for its first losses and gradients, and compare with float64's. -> {name: relative errors}"""
+    """Compare every worker's first losses and gradients with float64's. -> {name: relative errors}"""
     errors = {}
     with worker("pytorch", "float64", key) as judge:
         want_losses = np.array(judge("check", f"{folder}/want.npz"))
@@ -54,13 +55,16 @@ def check(asks, key, folder):
 def compare(key, seconds):
     median = {name: statistics.median(times) for name, times in seconds.items()}
     best = min((name for name in seconds if name != "ours"), key=median.get)
-    return {"tokens per second": {name: tokens_per_step(key) / time for name, time in median.items()}, "best of PyTorch": best,
-            "ratios": {name: ratios(seconds[name], seconds["ours"]) for name in seconds if name != "ours"}, "seconds": seconds}
+    return {"tokens per second": {name: tokens_per_step(key) / time for name, time in median.items()},
+            "best of PyTorch": best,
+            "ratios": {name: ratios(seconds[name], seconds["ours"]) for name in seconds if name != "ours"},
+            "seconds": seconds}
 
 
 def lines(key, result):
     config, batch = CONFIGS[key]
-    yield [f"{key}: {config.n_layer} layers of {config.n_embd}, {batch} rows of {config.block_size}", "", "", "", ""]
+    model = f"{key}: {config.n_layer} layers of {config.n_embd}, {batch} rows of {config.block_size}"
+    yield [model, "", "", "", ""]
     for name, speed in result["tokens per second"].items():
         worst = f"{result['agreement'][name]['gradient']:.1e}"
         if name == "ours":

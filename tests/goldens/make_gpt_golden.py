@@ -1,15 +1,15 @@
-"""Write gpt.npz: what PyTorch, in float64, makes of a tiny GPT. tests/test_gpt_golden.py compares lesson 16 with it.
+"""Write gpt.npz: what PyTorch, in float64, makes of a tiny GPT. tests/test_gpt_golden.py reads it.
 
     python tests/goldens/make_gpt_golden.py          (needs torch; the tests do not)
 
-The model is nanoGPT's, written as functions of a dict of tensors, so that names and shapes are GPT-2's. Nothing
-of the lessons is used. The file holds, in this order:
+The model is nanoGPT's, written as functions of a dict of tensors, so that names and shapes are GPT-2's.
+Nothing of the lessons is used. The file holds, in this order:
 
     tokens, targets                 (B, T); one target is -1, which is ignored
     start/NAME                      parameters before training
     activation/NAME                 the output of each step of the forward pass, in the order of computation
     loss, gradient/NAME             gradients in the order in which the backward pass finishes them
-    settings, losses, norms         lr, beta1, beta2, eps, weight decay, clip; of ten steps of AdamW on this one batch
+    settings, losses, norms         ten steps of AdamW on this one batch (lr, beta1, beta2, eps, decay, clip)
     end/NAME                        parameters after them
 """
 import math
@@ -25,15 +25,19 @@ LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP = 3e-3, 0.9, 0.95, 1e-8, 0.1, 1.0
 
 
 def make_parameters():
-    """Every array random, biases and norms too: a zero would hide a mistake. All are numbers that float32 has."""
+    """Every array random, biases and norms too: a zero would hide a mistake. The numbers are float32's."""
     C = CHANNELS
     modules = {"ln_1": (C,), "attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C),
                "ln_2": (C,), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
+    modules = {f"h.{i}.{name}": shape for i in range(LAYERS) for name, shape in modules.items()}
+    modules["ln_f"] = (C,)
     shapes = {"wte.weight": (VOCABULARY, C), "wpe.weight": (BLOCK, C)}
-    for name, shape in [(f"h.{i}.{name}", s) for i in range(LAYERS) for name, s in modules.items()] + [("ln_f", (C,))]:
+    for name, shape in modules.items():
         shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[-1:]}
     torch.manual_seed(16)
-    p = {name: torch.randn(shape) * 0.3 + (len(shape) == 1 and name.endswith("weight")) for name, shape in shapes.items()}
+    p = {name: torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    for name, x in p.items():
+        x += "ln_" in name and name.endswith("weight")  # norms around 1
     return {name: x.float().double().requires_grad_() for name, x in p.items()}
 
 
@@ -62,7 +66,8 @@ def forward(p, tokens, targets):
         y = scores.masked_fill(future, -math.inf).softmax(dim=3) @ v
         y = keep(f"{h}.attn", y.transpose(1, 2).reshape(B, T, CHANNELS))
         x = keep(f"{h}.attn.c_proj + residual", x + linear(y, f"{h}.attn.c_proj"))
-        y = keep(f"{h}.mlp.c_fc + gelu", F.gelu(linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc"), approximate="tanh"))
+        y = linear(norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc")
+        y = keep(f"{h}.mlp.c_fc + gelu", F.gelu(y, approximate="tanh"))
         x = keep(f"{h}.mlp.c_proj + residual", x + linear(y, f"{h}.mlp.c_proj"))
     logits = keep("logits", norm(x, "ln_f") @ p["wte.weight"].T)
     return F.cross_entropy(logits.view(B * T, VOCABULARY), targets.view(B * T), ignore_index=-1), steps
@@ -82,9 +87,9 @@ def main():
     golden = {"tokens": tokens, "targets": targets}
     golden |= {f"start/{name}": x.clone() for name, x in p.items()}
 
-    optimizer = torch.optim.AdamW([
-        {"params": [x for x in p.values() if x.ndim == 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [x for x in p.values() if x.ndim == 1], "weight_decay": 0.0}], lr=LR, betas=(BETA1, BETA2), eps=EPS)
+    groups = [{"params": [x for x in p.values() if x.ndim == 2], "weight_decay": WEIGHT_DECAY},
+              {"params": [x for x in p.values() if x.ndim == 1], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(BETA1, BETA2), eps=EPS)
     losses, norms = [], []
     for step in range(10):
         loss, activations = forward(p, tokens, targets)

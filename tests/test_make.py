@@ -1,0 +1,321 @@
+"""What a person types: the Makefile, environment.py, `python -m lessons`. Nothing is downloaded here.
+
+Each test works in a small house of its own: the real Makefile and environment.py, four lessons that only
+print, and a uv that only writes down what it was asked. The PATH holds nothing but the tools below, so that
+no uv of this machine comes in.
+"""
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOOLS = "make", "sh", "sed", "find", "rm", "head", "mkdir", "ln"
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+LESSONS = {
+    "l02_ngrams": '"""Lesson 2: counting. How far does it get us?"""\ndef main(): print("ngrams ran")',
+    "l12_attention": '"""Lesson 12: attention, which looks back."""\ndef main(*a): print("attention ran", *a)',
+    "l18_training": '"""How does a text become a model?\n\nMore."""\ndef main(*a): print("training ran", *a)',
+    "l19_generation": 'def main(*a): print("generation ran", *a)',
+}
+UV = """#!/bin/sh
+echo "$*" >> uv.log
+case "$*" in
+  venv*) mkdir -p .venv/bin; ln -s "{python}" .venv/bin/python ;;
+esac
+"""
+
+
+@pytest.fixture
+def house(tmp_path):
+    """A folder with the real Makefile, small lessons and a complete .venv; the tools are in ../bin."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(shutil.which(tool))
+    (tools / "python3").symlink_to(sys.executable)
+    house = tmp_path / "a house"  # a space in the path must do no harm
+    (house / "lessons").mkdir(parents=True)
+    for file in "Makefile", "environment.py", "lessons/__init__.py", "lessons/__main__.py", "lessons/errors.py":
+        shutil.copy(ROOT / file, house / file)
+    for name, text in LESSONS.items():
+        (house / "lessons" / f"{name}.py").write_text(text)
+    for lock in "requirements.txt", "requirements-bench.txt":
+        (house / lock).write_text("# nothing to install\n")
+    (house / ".venv" / "bin").mkdir(parents=True)
+    (house / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (house / ".venv" / "ok").touch()
+    return house
+
+
+def script(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def call(house, *command, **more):
+    """(exit code, output, errors) of a command in the house."""
+    environment = {"PATH": str(house.parent / "bin"), "HOME": str(house), "PIP_CONFIG_FILE": os.devnull, **more}
+    done = subprocess.run(command, check=False, cwd=house, env=environment, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def make(house, *words, **more):
+    return call(house, "make", *words, **more)
+
+
+# Verbs
+
+
+@pytest.mark.parametrize("words, output", [
+    (["lesson", "12"], "attention ran\n"),
+    (["lesson", "012"], "attention ran\n"),
+    (["lesson", "attention"], "attention ran\n"),
+    (["lesson", "att"], "attention ran\n"),
+    (["lesson", "N=12"], "attention ran\n"),
+    (["-j4", "lesson", "2"], "ngrams ran\n"),
+    (["lesson", "12", "ARGS=--steps 9"], "attention ran --steps 9\n"),
+    (["train"], "training ran\n"),
+    (["train", "ARGS=--steps 9 --out x"], "training ran --steps 9 --out x\n"),
+    (["lesson", "train"], "training ran\n"),  # the lesson, and not the verb after it
+    (["generate"], "generation ran --model out/shakespeare\n"),
+    (["generate", "ARGS=--model y"], "generation ran --model out/shakespeare --model y\n"),
+])
+def test_a_verb_does_its_work_and_says_nothing_else(house, words, output):
+    (house / "12").touch()  # a file with the name of a word must do no harm
+    assert make(house, *words, N="5") == (0, output, "")
+
+
+@pytest.mark.parametrize("words, line", [
+    (["lesson", "99"], "There is no lesson '99'. The lessons are:"),
+    (["lesson", "test"], "There is no lesson 'test'. The lessons are:"),
+    (["lesson", "n"], "'n' fits several lessons: 2 ngrams, 12 attention, 18 training, 19 generation."),
+    (["lesson", "2", "ARGS=--steps 9"], "Lesson 2 takes no options: --steps 9"),
+    (["lesson", "1", "2"], "one lesson at a time: make lesson 1"),
+    (["12"], "there is no verb '12'; make lists them"),
+    (["train", "5"], "there is no verb '5'; make lists them"),
+])
+def test_a_wrong_word_gets_a_line_and_starts_nothing(house, words, line):
+    code, output, errors = make(house, *words)
+    assert (code, output) == (2, "")
+    assert line in errors and "Traceback" not in errors
+
+
+def test_make_lists_the_verbs_and_the_lessons_without_an_environment(house):
+    shutil.rmtree(house / ".venv")
+    code, output, errors = make(house)
+    assert (code, errors) == (0, "") and not (house / ".venv").exists()
+    for verb in "lesson 12", "train", "generate", "test", "bench", "clean":
+        assert re.search(rf"^  make {verb} +\w+", output, re.MULTILINE), verb
+    assert output.endswith("The lessons are:\n"
+                           "   2  ngrams          How far does it get us?\n"
+                           "  12  attention       attention, which looks back.\n"
+                           "  18  training        How does a text become a model?\n"
+                           "  19  generation      \n")
+
+
+def test_make_lesson_alone_lists_the_lessons(house):
+    code, output, errors = make(house, "lesson")
+    assert (code, errors) == (0, "") and output.startswith("The lessons are:\n   2  ngrams ")
+
+
+def test_make_test_runs_pytest(house):
+    assert make(house, "test", "ARGS=--version")[0] == 0
+
+
+def test_make_clean_keeps_what_the_learner_made(house):
+    for file in "out/x/model.safetensors", "workbook/12/l12_attention.py", "lessons/__pycache__/x.pyc":
+        (house / file).parent.mkdir(parents=True)
+        (house / file).touch()
+    code, output, _ = make(house, "clean")
+    assert code == 0 and "out/" in output and "workbook/" in output
+    assert not (house / ".venv").exists() and not (house / "lessons/__pycache__").exists()
+    assert (house / "out/x/model.safetensors").exists() and (house / "workbook/12/l12_attention.py").exists()
+
+
+# The environment
+
+
+@pytest.fixture
+def fresh(house):
+    """A house without .venv, on a machine with uv."""
+    shutil.rmtree(house / ".venv")
+    script(house.parent / "bin" / "uv", UV.format(python=sys.executable))
+    return house
+
+
+def asked(house):
+    """What uv was asked since the last time, by first word."""
+    log = house / "uv.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.write_text("")
+    return [line.split()[0] for line in lines]
+
+
+def test_the_first_verb_sets_up_and_the_second_does_not(fresh):
+    code, output, _ = make(fresh, "lesson", "2")
+    assert code == 0 and asked(fresh) == ["venv", "pip"]
+    assert re.match(r"Setting up .venv with uv, once: .* MB .*\nngrams ran\n$", output)
+    assert make(fresh, "lesson", "2") == (0, "ngrams ran\n", "") and asked(fresh) == []
+
+
+def test_a_newer_lock_updates_the_environment(fresh):
+    make(fresh, "lesson", "2")
+    asked(fresh)
+    os.utime(fresh / ".venv" / "ok", (1, 1))
+    assert make(fresh, "lesson", "2")[0] == 0 and asked(fresh) == ["pip"]
+
+
+def test_an_environment_made_by_hand_is_not_thrown_away(fresh):
+    make(fresh, "lesson", "2")
+    asked(fresh)
+    (fresh / ".venv" / "ok").unlink()
+    (fresh / ".venv" / "mine").touch()
+    assert make(fresh, "lesson", "2")[0] == 0 and asked(fresh) == ["pip"]
+    assert (fresh / ".venv" / "mine").exists()
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(fresh):
+    make(fresh, "lesson", "2")
+    asked(fresh)
+    (fresh / ".venv/bin/python").unlink()
+    (fresh / ".venv/bin/python").symlink_to("/nowhere/python3")
+    assert make(fresh, "lesson", "2")[0] == 0 and asked(fresh) == ["venv", "pip"]
+
+
+@pytest.mark.parametrize("killed", ["$$", "$PPID"])  # the installer alone, or environment.py with it
+@pytest.mark.parametrize("moment", ["venv", "pip"])
+def test_a_set_up_that_was_killed_repairs_itself(fresh, killed, moment):
+    uv = fresh.parent / "bin" / "uv"
+    script(uv, UV.format(python=sys.executable) + f'case "$*" in {moment}*) kill -9 {killed}; esac\n')
+    code, output, _ = make(fresh, "lesson", "2")
+    assert code != 0 and "ran" not in output and not (fresh / ".venv" / "ok").exists()
+    asked(fresh)
+    script(uv, UV.format(python=sys.executable))
+    code, output, _ = make(fresh, "lesson", "2")
+    assert code == 0 and output.endswith("ngrams ran\n") and asked(fresh) == ["venv", "pip"]
+
+
+def test_a_set_up_that_failed_says_why_and_keeps_what_is_there(fresh):
+    make(fresh, "lesson", "2")
+    script(fresh.parent / "bin" / "uv", UV + "echo error: disk full >&2; exit 2\n")
+    os.utime(fresh / ".venv" / "ok", (1, 1))
+    asked(fresh)
+    for _ in range(2):
+        code, _, errors = make(fresh, "lesson", "2")
+        assert code == 2 and asked(fresh) == ["pip"]
+        assert errors.startswith("The packages could not be installed: error: disk full (details: ")
+
+
+def test_make_bench_installs_once_what_it_compares_with(fresh):
+    (fresh / "tests" / "benchmarks").mkdir(parents=True)
+    (fresh / "tests" / "benchmarks" / "__main__.py").write_text('print("benchmarks ran")')
+    code, output, _ = make(fresh, "bench")
+    assert code == 0 and "PyTorch" in output and "GB" in output and output.endswith("benchmarks ran\n")
+    assert asked(fresh) == ["venv", "pip", "pip", "pip"]
+    assert make(fresh, "bench") == (0, "benchmarks ran\n", "") and asked(fresh) == []
+
+
+@pytest.mark.parametrize("trouble, line", [
+    ("sys.version_info = (3, 9, 2)", "Python 3.11 or newer is needed, and this is 3.9. "),
+    ("sys.modules['ensurepip'] = None", "lacks the venv module. Debian, Ubuntu: apt install python3-venv. "),
+    ("os.mkdir = lambda path: open('/dev/null/' + path)", "Cannot write /dev/null/.venv in "),
+])
+def test_what_this_machine_lacks_is_said_in_one_line(house, trouble, line):
+    shutil.rmtree(house / ".venv")
+    lacking = house.parent / "bin" / "lacking"
+    script(lacking, f"""#!/bin/sh
+exec "{sys.executable}" -c "import os, runpy, sys; {trouble}; runpy.run_path(sys.argv[1], None, '__main__')" "$@"
+""")
+    code, output, errors = make(house, "lesson", "2", f"PYTHON={lacking}")
+    assert (code, output) == (2, "") and line in errors
+    assert len(errors.splitlines()) == 2 and errors.splitlines()[1].startswith("make: ***")
+    assert not (house / ".venv").exists()
+
+
+def test_a_machine_without_python_is_told_so(house):
+    shutil.rmtree(house / ".venv")
+    code, _, errors = make(house, "test", "PYTHON=python3.99")
+    assert code == 2 and errors.startswith("There is no 'python3.99' here, and Python 3.11 or newer is needed. ")
+
+
+def test_pip_without_network_says_so_and_goes_on_when_there_is_one(house):
+    shutil.rmtree(house / ".venv")
+    (house / "requirements.txt").write_text(f"nothing==1 --hash=sha256:{'0' * 64}\n")
+    closed = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
+    code, output, errors = make(house, "lesson", "2", **closed)
+    assert code == 2 and output.startswith("Setting up .venv with pip, once") and errors.startswith("No network: ")
+    (house / "requirements.txt").write_text("# nothing to install\n")
+    code, output, errors = make(house, "lesson", "2")
+    assert code == 0 and output.endswith("ngrams ran\n")
+
+
+# python -m lessons
+
+
+def lessons(house, *words):
+    return call(house, sys.executable, "-m", "lessons", *words)
+
+
+def write(house, name, body):
+    (house / "lessons" / f"{name}.py").write_text(body)
+
+
+def test_a_lesson_with_exactly_this_name_comes_before_one_that_contains_it(house):
+    write(house, "l14_self_attention", "def main(): print('self-attention ran')")
+    assert lessons(house, "attention")[1] == "attention ran\n"
+    assert lessons(house, "self")[1] == "self-attention ran\n"
+
+
+def test_help_shows_how_to_call_it(house):
+    code, output, _ = lessons(house, "--help")
+    assert code == 0 and "python -m lessons 12" in output and "12  attention" in output
+
+
+@pytest.mark.parametrize("body, code, line", [
+    ("import nowhere_to_be_found", 2, "The package nowhere_to_be_found is not installed in "),
+    ("import lessons.errors as e\ndef main(): raise e.InputError('no such file: x')", 2, "no such file: x"),
+    ("def main(): raise KeyboardInterrupt", 130, "\nStopped by Ctrl-C."),
+])
+def test_an_expected_end_of_a_lesson_is_one_line(house, body, code, line):
+    write(house, "l03_hmm", body)
+    assert lessons(house, "3")[0] == code
+    assert lessons(house, "3")[2].startswith(line) and len(lessons(house, "3")[2].strip().splitlines()) == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(house):
+    write(house, "l03_hmm", "from lessons import errors\nimport lessons.l04_missing")
+    assert "Traceback" in lessons(house, "3")[2]
+
+
+def test_a_reader_that_has_seen_enough_stops_a_lesson_silently(house):
+    write(house, "l03_hmm", "def main():\n    for line in range(100000): print(line)")
+    code, output, errors = call(house, "sh", "-c", f"'{sys.executable}' -m lessons 3 | head -n 1")
+    assert (code, output, errors) == (0, "0\n", "")
+
+
+# The locks
+
+
+def pins(file):
+    return set(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / file).read_text(), re.MULTILINE))
+
+
+def test_the_locks_hold_every_package_and_no_address():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core, bench = ({name for name, _ in pins(file)} for file in ("requirements.txt", "requirements-bench.txt"))
+    assert set(project["dependencies"]) <= core
+    torch, *others = project["optional-dependencies"]["bench"]
+    assert set(others) <= bench and not core & bench
+    assert f'TORCH = "{torch}"' in (ROOT / "environment.py").read_text()
+    for file in "requirements.txt", "requirements-bench.txt":
+        text = (ROOT / file).read_text()
+        assert not re.search(r"https?://|file://|^-|^/", text, re.MULTILINE), file
+        assert text.count("==") <= text.count("--hash=sha256:"), file
