@@ -175,11 +175,13 @@ def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (
     >>> pad([[5, 6, 7], [8]], pad_id=0, length=2, truncate="left")[0].tolist()
     [[6, 7], [8, 0]]
     """
+    if {side, truncate} - {"left", "right"}:
+        raise InputError(f"side is {side!r} and truncate is {truncate!r}: each is 'left' or 'right'")
     T = max(map(len, sequences), default=0) if length is None else length
     ids, mask = np.full((len(sequences), T), pad_id, np.int32), np.zeros((len(sequences), T), bool)
     for row, tokens in enumerate(sequences):
-        kept = {"right": tokens[:T], "left": tokens[max(len(tokens) - T, 0):]}[truncate]
-        place = {"right": slice(len(kept)), "left": slice(T - len(kept), T)}[side]
+        kept = tokens[:T] if truncate == "right" else tokens[max(len(tokens) - T, 0):]
+        place = slice(len(kept)) if side == "right" else slice(T - len(kept), T)
         ids[row, place], mask[row, place] = kept, True
     return ids, mask
 
@@ -193,8 +195,6 @@ def main():
     bpe = Tokenizer("bpe", merges, ())
     for m in 0, 1, 2, 3, 10, 100, 1000, 3000:
         print(f"{m + 1:6}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {found[m]:,} times")
-    for tokenizer in char_tokenizer(text + sentence), train_bpe(text, 512), bpe, gpt2_tokenizer():
-        size = 100_000 / len(tokenizer.encode(text[:100_000]))
-        pieces = b"|".join(map(tokenizer.token_bytes, tokenizer.encode(sentence)))
-        print(f"{tokenizer.kind:4} {tokenizer.vocab_size:6,} tokens, {size:.2f} characters each: ",
-              pieces.decode(errors="backslashreplace"))
+    for t in char_tokenizer(text + sentence), train_bpe(text, 512), bpe, gpt2_tokenizer():
+        pieces = b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace")
+        print(f"{t.kind:4} {t.vocab_size:5} tokens of {1e5 / len(t.encode(text[:100_000])):.2f} characters  {pieces}")

@@ -8,7 +8,7 @@ back along the plus signs unchanged, whatever the depth. The norm stands before 
 GPT-2: Radford et al. 2019, section 2.3).
 
 B batch, T positions, C channels, K outputs of a linear layer; ... stands for (B, T).
-`make lesson 13` shows what happens to the numbers and to the gradient in 48 blocks without these parts.
+`make lesson 13` sends numbers through 48 layers and a gradient back, without these parts and with them.
 """
 import math
 
@@ -104,7 +104,7 @@ def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
     bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed * 0x85EBCA6B % 2**32)
     for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1):  # MurmurHash3's last step
         bits = (bits ^ bits >> np.uint32(shift)) * np.uint32(factor)
-    keep = (bits >= rate * 2**32).reshape(x.shape)
+    keep = (bits >= int(rate * 2**32)).reshape(x.shape)
     scale = keep.astype(x.dtype) / (1 - rate)
     out = x * scale
     return out if residual is None else out + residual, scale
@@ -161,28 +161,33 @@ def block_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
 
 
 def main():
-    print(f"{'48 layers of gelu(x @ W) @ W':32s} {'activations after':>30s}   gradient at")
-    print(f"{'':32s} {'layer 1':>10s}{'layer 12':>10s}{'layer 48':>10s}   the input")
-    rng = np.random.default_rng(0)
-    C, depth = 64, 48
-    layers = [(rng.normal(0, 0.18, (C, C)), rng.normal(0, 0.18, (C, C))) for _ in range(depth)]
+    print("32 random positions through 48 layers of gelu(x @ W) @ W, and a random gradient back\n")
+    print(f"{'':20s}{'spread of x after layer':>26s}{'alike after':>13s}{'gradient':>12s}")
+    print(f"{'':20s}{1:6d}{12:10d}{48:10d}{'48 layers':>13s}{'at the input':>14s}")
+    rng, C = np.random.default_rng(0), 64
+    layers = rng.normal(0, 1 / math.sqrt(C), (48, 2, C, C))
+    positions, gradient = rng.normal(size=(2, 1, 32, C))
     ones, zeros = np.ones(C), np.zeros(C)
-    grad = [np.empty((C, C)), np.empty(C)]  # the parameters' gradients are not looked at here
-    for norm, residual in (False, False), (True, False), (False, True), (True, True):
-        x, caches, spread = rng.normal(size=(1, 32, C)), [], []
+    ignored = [np.empty((C, C)), np.empty(C)]  # gradients of parameters are not looked at here
+    for name, norm, residual in [("plain", False, False), ("layer norm", True, False), ("residual", False, True),
+                                 ("both: the block", True, True)]:
+        x, dx, caches, spread = positions, gradient, [], []
         for w_in, w_out in layers:
-            h, c1 = layernorm_forward(x, ones, zeros) if norm else (x, None)
-            h, c2 = linear_gelu_forward(h, w_in, zeros)
-            x, c3 = linear_forward(h, w_out, zeros, residual=x if residual else None)
-            caches.append((c1, c2, c3))
+            h, norm_cache = layernorm_forward(x, ones, zeros) if norm else (x, None)
+            h, in_cache = linear_gelu_forward(h, w_in, zeros)
+            x, out_cache = linear_forward(h, w_out, zeros, residual=x if residual else None)
+            caches.append((norm_cache, in_cache, out_cache))
             spread.append(x.std())
-        dx = np.ones_like(x)
-        for c1, c2, c3 in reversed(caches):
-            dh = linear_gelu_backward(linear_backward(dx, c3, *grad), c2, *grad)
-            dh = layernorm_backward(dh, c1, grad[1], grad[1]) if norm else dh
+        for norm_cache, in_cache, out_cache in reversed(caches):
+            dh = linear_gelu_backward(linear_backward(dx, out_cache, *ignored), in_cache, *ignored)
+            dh = layernorm_backward(dh, norm_cache, zeros.copy(), zeros.copy()) if norm else dh
             dx = dx + dh if residual else dh
-        name = {(0, 0): "plain", (1, 0): "with layer norm", (0, 1): "with residual", (1, 1): "with both: the block"}
-        print(f"{name[norm, residual]:32s}" + "".join(f"{spread[d - 1]:10.1e}" for d in (1, 12, 48)) + f"   {dx.std():9.1e}")
+        directions = x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True)
+        alike = (directions @ directions.T)[~np.eye(32, dtype=bool)].mean()
+        print(f"{name:20s}" + "".join(f"{spread[depth - 1]:10.1e}" for depth in (1, 12, 48))
+              + f"{alike:9.2f}{dx.std():14.1e}")
+    print("\nplain: all fades. Layer norm alone: all positions end up alike (cosine near 1), what they were is lost."
+          "\nResidual alone: numbers grow from layer to layer. With both, each layer adds a little to what is there.")
 
 
 if __name__ == "__main__":

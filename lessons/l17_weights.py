@@ -71,13 +71,12 @@ def packed(arrays, metadata):  # -> bytes
 
 def open_tensors(path):
     """The package's reader. It refuses headers that lie: lengths or offsets beyond the file, overlaps."""
-    if not Path(path).is_file():
-        raise InputError(f"there is no file {path}: name another one, or train first")
+    if not (Path(path).is_file() and os.access(path, os.R_OK)):
+        raise InputError(f"there is no file {path} that we may read: name another, or train first")
     try:
         return safe_open(path, "numpy")
     except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): take another copy, or train anew"
-                         ) from None
+        raise InputError(f"{path} is no whole safetensors file ({error}): take another copy") from None
 
 
 def tensor_by_hand(path, name):
@@ -103,10 +102,9 @@ def save_model(folder, p, tokenizer):
     if tokenizer is None:
         (folder / "tokenizer.json").unlink(missing_ok=True)  # it was another model's
     else:
-        write_atomically(folder / "tokenizer.json", lambda temporary: save_tokenizer(tokenizer, temporary))
-    text = json.dumps(config, indent=2)
-    write_atomically(folder / "config.json", lambda temporary: temporary.write_text(text))
-    write_atomically(folder / "model.safetensors", lambda temporary: temporary.write_bytes(data))
+        write_atomically(folder / "tokenizer.json", lambda file: save_tokenizer(tokenizer, file))
+    write_atomically(folder / "config.json", lambda file: file.write_text(json.dumps(config, indent=2)))
+    write_atomically(folder / "model.safetensors", lambda file: file.write_bytes(data))
 
 
 def load_model(folder):
@@ -175,14 +173,13 @@ def save_state(path, arrays, settings):
     """Write {name: array} and a dict that JSON can hold: all that a training needs to go on, in one file."""
     crc = zlib.crc32(packed(arrays, {"settings": json.dumps(settings)}))
     data = packed(arrays, {STATE: json.dumps({"crc32": crc, "settings": settings})})
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    write_atomically(path, lambda file: file.write_bytes(data))
 
 
 def load_state(path):
     """-> arrays, settings, as they were saved. InputError for another file, and for ours if a bit differs."""
     with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-        if STATE not in metadata:
+        if STATE not in (metadata := file.metadata() or {}):
             raise InputError(f"{path} is not a {STATE}: name another file, or train anew")
         with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
             arrays, state = file.get_tensors(), json.loads(metadata[STATE])
@@ -205,31 +202,26 @@ def crash(path, point):
     write(path) if "in place" in point else write_atomically(path, write)
 
 
-def list_tensors(folder):
-    p, _ = load_model(folder)
-    for name, view in p.views.items():
-        print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.4f} spread {view.std():.4f}")
-    print(f"{count_parameters(p.config):,} parameters")
-
-
 def main(folder=None):
     if folder is not None:
-        return list_tensors(folder)
+        p, _ = load_model(folder)
+        for name, view in p.views.items():
+            print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.3f} std {view.std():.3f}")
+        return print(f"{count_parameters(p.config):,} parameters")
     from lessons.l05_tokenizer import char_tokenizer
     with tempfile.TemporaryDirectory() as place:
         path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
         p = init_parameters(Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4))
         save_model(place, p, tokenizer)
-        files = [f"{file.name} ({file.stat().st_size} bytes)" for file in sorted(path.parent.iterdir())]
-        print(f"in the folder:     {', '.join(files)}")
+        print("in the folder:    ", *(f"{f.name} ({f.stat().st_size} bytes)" for f in Path(place).iterdir()))
         data = path.read_bytes()
         n = int.from_bytes(data[:8], "little")
         print(f"bytes 0 to 7:      {data[:8].hex(' ')} = {n}, little end first: so long is the header")
         print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...")
         print(f"                   ... {data[n - 60:n + 8].decode().rstrip()}, and spaces")
         print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}")
-        print(f"end of wte.weight: {tensor_by_hand(path, 'wte.weight')[-1, -2:]} read by hand,"
-              f" {p['wte.weight'][-1, -2:]} in memory")
+        by_hand, table = tensor_by_hand(path, "wte.weight"), p["wte.weight"]
+        print(f"end of wte.weight: {by_hand[-1, -2:]} read by hand, {table[-1, -2:]} in memory")
         print("\nOLD is on the disk, NEW is being written, and the process ends:")
         target = Path(place, "weights")
         for point in "written in place, halfway", "atomically, halfway", "before the rename", "after it":
@@ -237,8 +229,8 @@ def main(folder=None):
             child = multiprocessing.get_context("spawn").Process(target=crash, args=(target, point))
             child.start()
             child.join()
-            left = [f"{file.name}: {file.read_text():6s}" for file in sorted(target.parent.glob("weights*"))]
-            print(f"  {point:26s}", *left)
+            left = [f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*"))]
+            print(f"  {point:26s} {', '.join(left)}")
         print("Power loss would also take what the system has not put on the disk yet: hence fsync.")
 
 

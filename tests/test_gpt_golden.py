@@ -103,7 +103,7 @@ def test_ten_steps_of_adamw_on_one_batch(room):
     for name, want in golden("end").items():
         got = p[name]
         if name.endswith("attn.c_attn.bias"):
-            # The keys' bias moves all scores of a query alike: its gradient is rounding. Adam makes steps of it.
+            # The keys' bias moves all scores of a query alike: its gradient is rounding, which Adam follows.
             got, want = (np.delete(a, slice(C, 2 * C)) for a in (got, want))
         error = relative_error(got, want)
         assert error <= 10 * room.tolerance, f"{name} after ten steps is off by {error:.1e}"

@@ -51,6 +51,10 @@ def cut(Tq, stripe):
 def forward(q, k, v, causal, lengths):  # (B, H, Tq, D), (B, H, Tk, D) twice -> (B, Tq, C)
     (B, H, Tq, D), Tk = q.shape, k.shape[2]
     lengths = np.full(B, Tk) if lengths is None else np.ascontiguousarray(lengths, np.int64)
+    if lengths.min() < 1 or lengths.max() > Tk:  # the kernel checks no index
+        raise ValueError(f"lengths {lengths.tolist()} do not fit {Tk} keys: each must be from 1 to {Tk}")
+    if causal and Tq > Tk:
+        raise ValueError(f"{Tq} queries cannot be the last of {Tk} positions: pass at least {Tq} keys")
     stripe = STRIPE if causal and Tq == Tk else max(Tq, Tk)
     parts = cut(Tq, stripe)
     weights, out, kT = np.empty((B, H, Tq, Tk), f32), np.empty((B, Tq, H * D), f32), k.swapaxes(2, 3)

@@ -47,7 +47,7 @@ def apply_merges(words, order, keys, ranks):  # (N,) int32, (W,) int32, merge_ta
 
 def lists(N, pairs):
     """left, right (N,): the neighbours. pair (N,): which pair begins at a place. The places of pair p are
-    place[e] for e = first[p], link[e], ...: no more than 3 N, as a merge ends a token and begins two pairs."""
+    place[e] for e = first[p], link[e], ...; 3 N are enough: a merge ends a token and begins two pairs."""
     neighbours = np.arange(-1, N - 1, dtype=np.int32), np.arange(1, N + 1, dtype=np.int32)
     return *neighbours, *(np.full(size, NONE, np.int32) for size in (N, pairs, pairs, 3 * N, 3 * N))
 

@@ -3,12 +3,15 @@ import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_info
+
+from tests.benchmarks.race import environment
 
 FOLDER = Path("out/bench")
 
@@ -47,7 +50,9 @@ def machine():
     if os.path.exists("/proc/cpuinfo"):
         names = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         model = names[0] if names else model
-    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in threadpool_info()}
+    asked = [sys.executable, "-m", "threadpoolctl", "-i", "numpy"]  # a new process, as the workers are
+    pools = json.loads(subprocess.check_output(asked, env=environment()))
+    blas = {f"{pool['internal_api']} {pool.get('architecture', '')}".strip() for pool in pools}
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()[0],
             "blas": sorted(blas)}
 

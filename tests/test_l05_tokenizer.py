@@ -1,0 +1,456 @@
+"""Lesson 5's tests. The oracles: a textbook trainer of ten lines, tiktoken, and what the tokenizers library
+learned (goldens/bpe_merges.json). None of them uses the lesson."""
+import json
+import unicodedata
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import tiktoken
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kernels.cpu import tokenizer as cpu
+from lessons import l05_tokenizer as lesson
+
+GOLDENS, DATA = Path(__file__).parent / "goldens", Path(__file__).parents[1] / "data"
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as OpenAI wrote it
+ENGLISH = (DATA / "grimm.txt").read_text("utf-8")[:30_000]
+CHINESE = (DATA / "lunyu.txt").read_text("utf-8")[:3_000]
+MIXED = ("Café, naïve; 学而时习之，\u3000不亦说乎？\n\n\tdon't we'll I'M  3½ Ⅷ ٣ x\u0301 👩\u200d👧 \x00\x1c "
+         "\u2028 <|endoftext|>   ")
+few = settings(deadline=None, max_examples=50)
+# Every Unicode character that has been one for years: libraries disagree about newer ones.
+any_text = st.text(st.characters(exclude_categories=("Cs", "Cn")), max_size=60)
+little_text = st.text("ab c", max_size=60) | st.text("a", max_size=40) | st.text("aé's 1.\n", max_size=60)
+
+
+def symbols():
+    """GPT-2's bytes_to_unicode: how a byte is written in a vocabulary file, in the order of the ids."""
+    printable = [b for first, last in ("!~", "¡¬", "®ÿ") for b in range(ord(first), ord(last) + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + n) for n, b in enumerate(others)}
+
+
+FIRST = [bytes([b]) for b in symbols()]  # the first 256 tokens
+
+
+def textbook(text, n):
+    """The definition, without any speed: count all pairs, merge the best one everywhere, begin again."""
+    ids = {token: id for id, token in enumerate(FIRST)}
+    words, merges = [[ids[bytes([b])] for b in word.encode()] for word in regex.findall(PATTERN, text)], []
+    for new in range(256, 256 + n):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+        if best is None or pairs[best] < 2:
+            break
+        merges.append(best)
+        for w, word in enumerate(words):
+            words[w] = merge(word, best, new)
+    return merges
+
+
+def merge(word, pair, new):
+    done = []
+    while word:
+        width = 2 if tuple(word[:2]) == pair else 1
+        done.append(new if width == 2 else word[0])
+        word = word[width:]
+    return done
+
+
+def as_tiktoken(tokenizer, special=()):
+    ranks = {token: id for id, token in enumerate(tokenizer.tokens[:tokenizer.vocab_size - len(special)])}
+    return tiktoken.Encoding("ours", pat_str=PATTERN, mergeable_ranks=ranks,
+                             special_tokens={s: len(ranks) + i for i, s in enumerate(special)})
+
+
+@pytest.fixture(scope="module")
+def english():
+    return lesson.train_bpe(ENGLISH, 600, ["<|endoftext|>", "<|end|>"])
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return lesson.gpt2_tokenizer()
+
+
+# -------- training
+
+
+def test_byte_words_are_the_different_words_in_gpt2s_byte_order():
+    words, order = lesson.byte_words("hug! hug! hug")
+    assert order.tolist() == [0, 1, 2, 1, 2], "hug is word 0, ! word 1, ' hug' word 2"
+    ids = {token: id for id, token in enumerate(FIRST)}
+    h, u, g, mark, space = (ids[c] for c in (b"h", b"u", b"g", b"!", b" "))
+    assert words.tolist() == [-1, h, u, g, -1, mark, -1, space, h, u, g, -1]
+    assert words.dtype == order.dtype == np.int32
+
+
+def test_byte_words_of_nothing():
+    words, order = lesson.byte_words("")
+    assert (words.tolist(), order.tolist()) == ([-1], [])
+
+
+def test_train_bpe_begins_with_the_bytes_in_gpt2s_order():
+    assert lesson.train_bpe("", 256).tokens == FIRST
+
+
+def test_train_bpe_breaks_a_tie_by_the_smaller_ids():
+    tokens = lesson.train_bpe("hug hug hugs", 1000).tokens[256:]
+    assert tokens == [b"hu", b"hug", b" hug"], "h+u and u+g occur 3 times each: h has the smaller id"
+    assert lesson.train_bpe("xyxz xyxz", 257).tokens[256] == b"xy", "x+y before x+z: both begin with x"
+
+
+@few
+@given(little_text, st.integers(0, 40))
+@example("aaaa aaaa aaa aa", 40)
+@example("abababa bababab", 40)
+def test_train_bpe_learns_what_the_textbook_learns(text, n):
+    assert lesson.train_bpe(text, 256 + n).parts.tolist() == [list(pair) for pair in textbook(text, n)]
+
+
+def test_train_bpe_on_runs_of_one_letter():
+    for length in range(1, 40):  # in aaa, a+a occurs twice but can be merged once
+        text = "a" * length + " " + "a" * (length // 2)
+        got = [tuple(pair) for pair in lesson.train_bpe(text, 300).parts.tolist()]
+        assert got == textbook(text, 44), f"{text!r}"
+
+
+def test_train_bpe_on_prose_learns_what_the_textbook_learns():
+    got = lesson.train_bpe(ENGLISH[:4000], 320).parts.tolist()
+    assert [tuple(pair) for pair in got] == textbook(ENGLISH[:4000], 64)
+
+
+def test_train_bpe_learns_what_the_tokenizers_library_learns():
+    golden = json.loads((GOLDENS / "bpe_merges.json").read_text("utf-8"))
+    text, symbol = (DATA / golden["text"]).read_text("utf-8"), symbols()
+    tokenizer = lesson.train_bpe(text, golden["vocab_size"])
+    names = ["".join(symbol[b] for b in token) for token in tokenizer.tokens]
+    assert [f"{names[a]} {names[b]}" for a, b in tokenizer.parts.tolist()] == golden["merges"]
+
+
+@few
+@given(st.lists(st.sampled_from([" ab", " abc", " bcab", " cc", " bab"]), max_size=12), st.randoms())
+def test_train_bpe_does_not_depend_on_the_order_of_the_words(words, random):
+    before = lesson.train_bpe("".join(words), 300).tokens
+    random.shuffle(words)
+    assert lesson.train_bpe("".join(words), 300).tokens == before
+
+
+def test_train_bpe_stops_when_no_pair_occurs_twice():
+    assert lesson.train_bpe("abc", 400).vocab_size == 256
+    assert lesson.train_bpe("abc abd", 400, ["<|end|>"]).vocab_size == 258, "ab, and the special token"
+    assert lesson.train_bpe("", 400).vocab_size == 256
+
+
+def test_train_bpe_counts_bytes_and_special_tokens():
+    tokenizer = lesson.train_bpe(ENGLISH, 300, ["<|a|>", "<|b|>"])
+    assert (tokenizer.vocab_size, len(tokenizer.parts)) == (300, 42)
+    assert tokenizer.special == {"<|a|>": 298, "<|b|>": 299}
+    with pytest.raises(ValueError, match="vocabulary of 257 is too small.* 258"):
+        lesson.train_bpe(ENGLISH, 257, ["<|a|>", "<|b|>"])
+
+
+@pytest.mark.parametrize("special", [[""], ["a"], ["<|a|>", "<|a|>"]])
+def test_a_special_token_must_be_new(special):
+    with pytest.raises(ValueError, match="special token"):
+        lesson.train_bpe("a", 300, special)
+    with pytest.raises(ValueError, match="special token"):
+        lesson.char_tokenizer("a", special)
+
+
+def test_train_bpe_takes_a_large_vocabulary():
+    text = " ".join(f"{n:x}" for n in range(5_000)) * 2
+    tokenizer = lesson.train_bpe(text, 50_000)  # a table of 50,000 x 50,000 would need 10 GB
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_learn_merges_counts_a_word_as_often_as_it_occurs():
+    merges, often = cpu.learn_merges(*lesson.byte_words("hug hug hugs"), 9)
+    assert often.tolist() == [3, 3, 2]
+    assert merges.shape == (3, 2) and merges.dtype == np.int32
+
+
+# -------- encoding and decoding
+
+
+@few
+@given(st.text(max_size=80))
+@example(MIXED)
+def test_encode_and_decode_give_any_text_back(text):
+    for tokenizer in lesson.train_bpe(ENGLISH[:2000], 300), lesson.char_tokenizer(text):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32 and ids.shape == (len(ids),)
+        assert tokenizer.decode(ids) == text
+
+
+@few
+@given(any_text | little_text)
+@example(MIXED)
+@example("the there then the the  thethe\n\n the")
+def test_encode_equals_tiktoken_with_our_merges(english, text):
+    assert english.encode(text).tolist() == as_tiktoken(english, english.special).encode_ordinary(text)
+
+
+def test_encode_equals_tiktoken_on_prose():
+    for text in ENGLISH, CHINESE:
+        tokenizer = lesson.train_bpe(text, 700)
+        assert tokenizer.encode(text + MIXED).tolist() == as_tiktoken(tokenizer).encode_ordinary(text + MIXED)
+
+
+@few
+@given(st.text("ab", max_size=40), st.text("ab", min_size=20, max_size=60))
+def test_encode_merges_in_the_order_of_learning(text, learned_from):
+    tokenizer = lesson.train_bpe(learned_from, 290)
+    ids = [FIRST.index(bytes([b])) for b in text.encode()]
+    for new, pair in enumerate(tokenizer.parts.tolist(), 256):
+        ids = merge(ids, tuple(pair), new)
+    assert tokenizer.encode(text).tolist() == ids
+
+
+def test_apply_merges_puts_every_word_in_its_place():
+    words, order = lesson.byte_words("ab cab ab")
+    table = cpu.merge_table(np.array([[FIRST.index(b"a"), FIRST.index(b"b")]], np.int32))
+    c, space = FIRST.index(b"c"), FIRST.index(b" ")
+    assert cpu.apply_merges(words, order, *table).tolist() == [256, space, c, 256, space, 256]
+
+
+def test_encode_takes_a_word_of_a_hundred_thousand_letters(english):
+    assert english.decode(english.encode("a" * 100_000)) == "a" * 100_000
+
+
+def test_encode_nothing(english):
+    for tokenizer in english, lesson.char_tokenizer("abc"):
+        assert tokenizer.encode("").tolist() == [] and tokenizer.decode([]) == ""
+
+
+def test_encode_takes_special_tokens_for_text_unless_it_is_allowed(english):
+    text = "king<|endoftext|> <|end|>queen"
+    ids = english.encode(text).tolist()
+    assert not {598, 599} & {*ids} and english.decode(ids) == text
+    ids = english.encode(text, allow_special=True).tolist()
+    assert ids == as_tiktoken(english, english.special).encode(text, allowed_special="all")
+    assert 598 in ids and 599 in ids and english.decode(ids) == text
+
+
+def test_encode_takes_the_longest_special_token_that_fits():
+    tokenizer = lesson.char_tokenizer("x", ["[A]", "[A][B]"])
+    assert tokenizer.encode("[A][B]x[A]", allow_special=True).tolist() == [2, 0, 1]
+
+
+def test_char_tokenizer_numbers_the_characters_in_the_order_of_unicode():
+    tokenizer = lesson.char_tokenizer("banana 学", ["<|end|>"])
+    assert tokenizer.tokens == [b" ", b"a", b"b", b"n", "学".encode(), b"<|end|>"]
+    assert (tokenizer.kind, tokenizer.vocab_size) == ("char", 6)
+    assert tokenizer.encode("nab").tolist() == [3, 1, 2]
+
+
+def test_encode_names_an_unknown_character_and_where_it_is():
+    tokenizer = lesson.char_tokenizer("abc", ["<|é|>"])
+    with pytest.raises(ValueError, match=r"'é' \(U\+00E9\) at offset 3") as error:
+        tokenizer.encode("abcé é")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="'é' .* at offset 7"):
+        tokenizer.encode("a<|é|>bé", allow_special=True)
+
+
+def test_token_bytes_lets_text_be_shown_as_it_comes(english):
+    ids = english.encode("学 the").tolist()
+    assert b"".join(english.token_bytes(id) for id in ids) == "学 the".encode()
+    assert len(english.token_bytes(ids[0])) == 1, "a third of a character"
+    for tokenizer in english, lesson.char_tokenizer("abc"):
+        for id in -1, tokenizer.vocab_size:
+            with pytest.raises(ValueError, match=f"{id} is not a token"):
+                tokenizer.token_bytes(id)
+            with pytest.raises(ValueError, match=f"{id} is not a token"):
+                tokenizer.decode([0, id])
+
+
+def test_decode_replaces_bytes_that_are_not_text(english):
+    assert english.decode([FIRST.index(b"\xff"), FIRST.index(b"a"), FIRST.index(b"\xe5")]) == "\ufffda\ufffd"
+    assert english.decode([599, FIRST.index(b"a")]) == "<|end|>a"
+
+
+def test_gpt2_tokenizer_has_gpt2s_ids(gpt2):
+    spell = symbols()
+    names = ["".join(spell[b] for b in token) for token in gpt2.tokens[:-1]] + ["<|endoftext|>"]
+    want = json.loads((DATA / "gpt2_bpe/encoder.json").read_text("utf-8"))
+    assert {name: id for id, name in enumerate(names)} == want
+    assert gpt2.special == {"<|endoftext|>": 50256}
+    assert gpt2.encode("Hello, world!<|endoftext|>", True).tolist() == [15496, 11, 995, 0, 50256]
+
+
+@pytest.fixture(scope="module")
+def tiktoken_gpt2():
+    """tiktoken's gpt2, which would be downloaded, from the vocabulary alone: it needs no merges."""
+    byte_of = {symbol: byte for byte, symbol in symbols().items()}
+    vocabulary = json.loads((DATA / "gpt2_bpe/encoder.json").read_text("utf-8"))
+    special = {"<|endoftext|>": vocabulary.pop("<|endoftext|>")}
+    ranks = {bytes(byte_of[c] for c in name): id for name, id in vocabulary.items()}
+    return tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def test_gpt2_tokenizer_equals_tiktoken_on_prose(gpt2, tiktoken_gpt2):
+    for text in ENGLISH, CHINESE, MIXED:
+        assert gpt2.encode(text).tolist() == tiktoken_gpt2.encode_ordinary(text)
+
+
+@few
+@given(any_text)
+def test_gpt2_tokenizer_equals_tiktoken_on_any_text(gpt2, tiktoken_gpt2, text):
+    assert gpt2.encode(text).tolist() == tiktoken_gpt2.encode_ordinary(text)
+
+
+# -------- files
+
+
+def kinds(text=ENGLISH[:5000] + CHINESE + MIXED):
+    yield lesson.train_bpe(text, 500, ["<|endoftext|>", "<|学|>"])
+    yield lesson.train_bpe("", 256)
+    yield lesson.char_tokenizer(text, ["<|学|>"])
+    yield lesson.char_tokenizer("")
+
+
+def test_load_tokenizer_reads_what_save_tokenizer_wrote(tmp_path):
+    for tokenizer in kinds():
+        lesson.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+        again = lesson.load_tokenizer(tmp_path / "tokenizer.json")
+        for attribute in "kind", "vocab_size", "tokens", "special":
+            assert getattr(again, attribute) == getattr(tokenizer, attribute)
+        text = MIXED if tokenizer.vocab_size else ""
+        assert again.encode(text, True).tolist() == tokenizer.encode(text, True).tolist()
+
+
+def test_save_tokenizer_writes_what_the_tokenizers_library_reads(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed; make bench has it")
+    for tokenizer in [*kinds()][:3]:
+        lesson.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+        theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        assert theirs.get_vocab_size() == tokenizer.vocab_size
+        for text in ENGLISH[:5000], CHINESE, MIXED, "a<|学|>b\n<|学|>":
+            ids = tokenizer.encode(text, allow_special=True).tolist()
+            assert theirs.encode(text).ids == ids
+            assert theirs.decode(ids, skip_special_tokens=False) == text
+
+
+def test_load_tokenizer_reads_gpt2s_own_file(tmp_path):
+    """The file beside Hugging Face's GPT-2 writes merges as "Ġ t", and says neither BPE nor use_regex."""
+    vocabulary = json.loads((DATA / "gpt2_bpe/encoder.json").read_text("utf-8"))
+    merges = (DATA / "gpt2_bpe/vocab.bpe").read_text("utf-8").splitlines()[1:]
+    special = {"id": 50256, "content": "<|endoftext|>", "special": True, "normalized": True, "lstrip": False}
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    file = {"added_tokens": [special], "normalizer": None, "pre_tokenizer": cut, "decoder": cut,
+            "model": {"dropout": None, "unk_token": None, "vocab": vocabulary, "merges": merges}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file), "utf-8")
+    tokenizer = lesson.load_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("Hello, world!<|endoftext|>", True).tolist() == [15496, 11, 995, 0, 50256]
+
+
+@pytest.mark.parametrize("change", [
+    {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}},
+    {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
+    {"model": {"type": "BPE", "vocab": {"a": 700, "b": 1}, "merges": [["a", "b"]]}},
+    {"model": {"type": "WordLevel", "vocab": {"the": 0}, "unk_token": "the"}},
+    {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}},
+    {"model": None}, {"added_tokens": [{}]}, {"added_tokens": [{"content": "<|x|>", "id": 7}]},
+    {"pre_tokenizer": None}, {"pre_tokenizer": {"type": "Whitespace"}},
+    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
+    {"normalizer": {"type": "Lowercase"}}])
+def test_load_tokenizer_refuses_a_tokenizer_that_would_give_other_ids(tmp_path, change):
+    path = tmp_path / "tokenizer.json"
+    lesson.save_tokenizer(lesson.train_bpe("hug hug", 300), path)
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    refuses(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b"7", b"{}", b'"model"', b"\xff\xfe\x00", b'{"model": []}'])
+def test_load_tokenizer_refuses_another_file(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    refuses(tmp_path / "tokenizer.json")
+    refuses(tmp_path / "nothing.json")
+    refuses(tmp_path)
+
+
+def refuses(path):
+    with pytest.raises(ValueError, match="is not a tokenizer.json") as error:
+        lesson.load_tokenizer(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+# -------- padding
+
+
+def test_pad_on_either_side():
+    for side, want, real in (("right", [[5, 6, 7], [8, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 0, 0], [0, 0, 0]]),
+                             ("left", [[5, 6, 7], [0, 0, 8], [0, 0, 0]], [[1, 1, 1], [0, 0, 1], [0, 0, 0]])):
+        ids, mask = lesson.pad([[5, 6, 7], [8], []], 0, side=side)
+        assert ids.tolist() == want, side
+        assert mask.astype(int).tolist() == real, side
+        assert ids.dtype == np.int32 and mask.dtype == bool
+
+
+def test_pad_cuts_on_either_side():
+    rows = [np.array([5, 6, 7]), np.array([8])]
+    assert lesson.pad(rows, 9, length=2)[0].tolist() == [[5, 6], [8, 9]]
+    assert lesson.pad(rows, 9, length=2, truncate="left")[0].tolist() == [[6, 7], [8, 9]]
+    assert lesson.pad(rows, 9, length=2, side="left", truncate="left")[0].tolist() == [[6, 7], [9, 8]]
+    assert lesson.pad(rows, 9, length=0, truncate="left")[0].shape == (2, 0)
+    assert lesson.pad([], 9)[0].shape == (0, 0) and lesson.pad([], 9, length=4)[1].shape == (0, 4)
+
+
+def test_pad_knows_real_tokens_from_padding_of_the_same_id():
+    assert lesson.pad([[0, 0], [0]], pad_id=0)[1].tolist() == [[True, True], [True, False]]
+
+
+@few
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=5), st.integers(0, 8),
+       st.sampled_from(["left", "right"]), st.sampled_from(["left", "right"]))
+def test_pad_keeps_what_the_mask_says(rows, length, side, truncate):
+    ids, mask = lesson.pad(rows, 10, length, side, truncate)
+    assert ids.shape == mask.shape == (len(rows), length)
+    assert (ids[~mask] == 10).all()
+    for row, kept, real in zip(rows, ids, mask):
+        end = row[:length] if truncate == "right" else row[::-1][:length][::-1]
+        assert kept[real].tolist() == end
+
+
+def test_pad_refuses_a_third_side():
+    with pytest.raises(ValueError, match="'middle'"):
+        lesson.pad([[1]], 0, side="middle")
+    with pytest.raises(ValueError, match="'Right'"):
+        lesson.pad([[1]], 0, truncate="Right")
+
+
+# -------- cleaning
+
+
+@pytest.mark.parametrize("raw, want", [
+    ("cafe\u0301", "caf\u00e9"),  # a letter and its accent: one character
+    ("<p>One</p><p>two<br/>three</p>", "One\n\ntwo\nthree"),
+    ("un<b>believ</b>able <a href='x'>film</a>!<!-- <b> -->", "unbelievable film!"),
+    ("AT&amp;T &lt;b&gt; &eacute;&#233;&#xe9; &hearts;", "AT&T <b> ééé ♥"),
+    ("R&D at 3 < 4 > 2, I <3 NLP", "R&D at 3 < 4 > 2, I <3 NLP"),  # neither tags nor entities
+    ("a\x00b\x07c\ufeff\u200bd\u00ad", "abcd"),
+    ("one\r\ntwo\rthree\x0bfour\x0cfive\u2028six", "one\ntwo\nthree\nfour\nfive\nsix"),
+    ("  a\t\tb \u00a0\u3000 c  \n  d  ", "a b c\nd"),
+    ("a\n\n\n \n\nb", "a\n\nb"),
+    ("\ud800x", "x"),  # half of a surrogate pair cannot be written as UTF-8
+    ("<|endoftext|>", "<|endoftext|>"), ("学而时习之", "学而时习之"), ("", "")])
+def test_clean(raw, want):
+    assert lesson.clean(raw) == want
+
+
+@few
+@given(st.text(st.characters(exclude_characters="<&"), max_size=60))
+@example("e\u200b\u0301 \u00a0\n \u0301\u2000\u2001\n\n\n")
+def test_clean_leaves_clean_text_alone(text):
+    once = lesson.clean(text)
+    assert lesson.clean(once) == once
+    assert unicodedata.is_normalized("NFC", once) and "  " not in once and "\n\n\n" not in once
+    assert not any(unicodedata.category(c) == "Cc" and c != "\n" for c in once)
+    once.encode()
