@@ -31,34 +31,34 @@ FILES = {"model.safetensors", "config.json", "tokenizer.json", "training.safeten
 COLUMNS = ["step", "tokens", "train_loss", "val_loss", "bits_per_character", "learning_rate", "grad_norm",
            "tokens_per_second", "seconds"]
 INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
+NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}  # since the log's last row; busy are seconds
+RUN = [  # what a run is: option, how it is read, what --help says
+    ("--data", {}, "a text file, or the name of a text in data/ (default: shakespeare)"),
+    ("--tokenizer", {"choices": ["bpe", "char", "gpt2"]}, "(default: bpe)"),
+    ("--vocab-size", {"type": positive_int}, "how many tokens bpe makes (default: 512)"),
+    ("--optimizer", {"choices": list(RECIPES)}, "(default: muon)"),
+    ("--layers", {"type": positive_int}, "blocks (default: 4)"),
+    ("--heads", {"type": positive_int}, "attention heads in a block (default: 4)"),
+    ("--embd", {"type": positive_int}, "channels, a multiple of the heads (default: 128)"),
+    ("--block", {"type": positive_int}, "tokens of context (default: 64)"),
+    ("--batch", {"type": positive_int}, "rows in a step (default: the optimizer's recipe)"),
+    ("--steps", {"type": positive_int}, "(default: the optimizer's recipe)"),
+    ("--lr", {"type": positive_float}, "highest learning rate (default: the optimizer's recipe)"),
+    ("--seed", {"type": non_negative_int}, "(default: 0)"),
+    ("--eval-every", {"type": positive_int}, "steps between evaluations (default: a tenth of all steps)"),
+    ("--save-every", {"type": positive_int}, "steps between checkpoints (default: as --eval-every)"),
+]
 
 
-def parse(argv):
-    """-> (what the run is, as far as it was given; the whole command line), two dicts."""
+def parse(argv):  # -> what was given of RUN, and the whole command line: two dicts
     parser = Parser("training", "Train a GPT on a text.")
     group = parser.add_argument_group("what the run is", argument_default=argparse.SUPPRESS)
-    add = group.add_argument
-    add("--data", help="a text file, or the name of a text in data/ (default: shakespeare)")
-    add("--tokenizer", choices=["bpe", "char", "gpt2"], help="(default: bpe)")
-    add("--vocab-size", type=positive_int, metavar="N", help="how many tokens bpe makes (default: 512)")
-    add("--optimizer", choices=list(RECIPES), help="(default: muon)")
-    add("--layers", type=positive_int, metavar="N", help="blocks (default: 4)")
-    add("--heads", type=positive_int, metavar="N", help="attention heads in a block (default: 4)")
-    add("--embd", type=positive_int, metavar="N", help="channels, a multiple of the heads (default: 128)")
-    add("--block", type=positive_int, metavar="N", help="tokens of context (default: 64)")
-    add("--batch", type=positive_int, metavar="N", help="rows in a step (default: the optimizer's recipe)")
-    add("--steps", type=positive_int, metavar="N", help="(default: the optimizer's recipe)")
-    add("--lr", type=positive_float, metavar="X", help="highest learning rate (default: the optimizer's recipe)")
-    add("--seed", type=non_negative_int, metavar="N", help="(default: 0)")
-    add("--eval-every", type=positive_int, metavar="N", help="steps (default: a tenth of all)")
-    add("--save-every", type=positive_int, metavar="N", help="steps (default: at every evaluation)")
-    names = [action.dest for action in group._group_actions]
+    names = [group.add_argument(option, **how, help=text).dest for option, how, text in RUN]
     group = parser.add_argument_group("how and where")
-    add = group.add_argument
-    add("--device", default="cpu", help="cpu, or numpy: the lessons' own lines")
-    add("--threads", type=positive_int, metavar="N", default=cores(), help="one for each core")
-    add("--out", metavar="DIR", default=argparse.SUPPRESS, help="(default: out/ and the text's name)")
-    add("--resume", action="store_true", help="go on where the run in DIR stopped")
+    group.add_argument("--device", default="cpu", help="cpu (default), or numpy: the lessons' own lines")
+    group.add_argument("--threads", type=positive_int, default=cores(), help="(default: one for each core)")
+    group.add_argument("--out", metavar="DIR", help="(default: out/ and the text's name)")
+    group.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
     args = vars(parser.parse_args(argv))
     return {name: args[name] for name in names if name in args}, args
 
@@ -71,25 +71,26 @@ def complete(given):
     """The settings of a new run: the defaults, the optimizer's recipe, and over them what was given."""
     recipe = RECIPES[given.get("optimizer", "muon")]
     settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon", "layers": 4,
-                "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch, "steps": recipe.steps, "lr": recipe.lr,
-                "seed": 0} | given
+                "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch, "steps": recipe.steps,
+                "lr": recipe.lr, "seed": 0} | given
     settings.setdefault("eval_every", max(1, settings["steps"] // 10))
     settings.setdefault("save_every", settings["eval_every"])
     if settings["tokenizer"] != "bpe" and "vocab_size" in given:
         raise InputError(f"--vocab-size is for --tokenizer bpe: {settings['tokenizer']} has a size of its own")
     if settings["embd"] % settings["heads"]:
-        raise InputError(f"--embd {settings['embd']} is not a multiple of --heads {settings['heads']}: every head takes "
-                         "an equal part of the channels")
+        raise InputError(f"--embd {settings['embd']} is not a multiple of --heads {settings['heads']}: every "
+                         "head takes an equal part of the channels")
     return settings
 
 
 def new_folder(out):
-    """An empty folder. An earlier run in it is set aside, never overwritten; a folder with other files is refused."""
+    """An empty folder. A run in it is set aside, never overwritten; one with other files is refused."""
     try:
         if out.is_dir() and any(out.iterdir()):
             if not {path.name.removesuffix(".tmp") for path in out.iterdir()} <= FILES:
-                raise InputError(f"--out {out} holds files that no training run wrote: choose another folder")
-            aside = next(path for n in range(1, 10**6) if not (path := out.with_name(f"{out.name}.{n}")).exists())
+                raise InputError(f"--out {out} holds files of no training run: choose another folder")
+            numbered = (out.with_name(f"{out.name}.{n}") for n in range(1, 10**6))
+            aside = next(path for path in numbered if not path.exists())
             out.rename(aside)
             print(f"The earlier run in {out} is kept as {aside}.")
         out.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,7 @@ def new_folder(out):
 
 
 def stopped_run(out, given):
-    """-> (arrays, settings, progress) of the run in a folder. InputError names the settings that differ now."""
+    """-> arrays, settings and progress of the run in a folder. InputError names settings that differ now."""
     arrays, saved = load_state(out / "training.safetensors")
     settings = saved["settings"]
     for name in {"eval_every", "save_every"} & set(given):  # these change nothing in the model
@@ -109,15 +110,16 @@ def stopped_run(out, given):
     differ = [f"--{name.replace('_', '-')} {value} (there: {settings.get(name)})"
               for name, value in given.items() if settings.get(name) != value]
     if differ:
-        raise InputError(f"--resume: the run in {out} has other settings: {', '.join(differ)}; leave these out, or "
-                         "train anew without --resume")
+        raise InputError(f"--resume: the run in {out} has other settings: {', '.join(differ)}; leave these "
+                         "out, or train anew without --resume")
     return arrays, settings, saved["progress"]
 
 
 def cut_log(log, step):
     """Forget what was logged after the checkpoint: it comes again."""
     lines = log.read_text().splitlines()[1:] if log.exists() else []
-    kept = [line for line in lines if line.count(",") == len(COLUMNS) - 1 and int(line.split(",")[0]) <= step]
+    whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # a killed process may leave half a line
+    kept = [line for line in whole if int(line.split(",")[0]) <= step]
     log.write_text("\n".join([",".join(COLUMNS), *kept]) + "\n")
 
 
@@ -131,55 +133,58 @@ class Job:
     validation: np.ndarray
     characters: int  # of the validation text, less its first token: nothing predicts that one
     settings: dict
-    progress: dict  # survives in the checkpoint: seconds so far, losses since the last row of the log
+    progress: dict  # what the checkpoint keeps: its step, the seconds so far, NOTHING_YET's three
     out: pathlib.Path
 
     def save(self):
-        """The checkpoint, then the model: a full disk leaves the files that were there."""
+        """The checkpoint, then the model. If the disk is full, the files that were there stay."""
         progress = self.progress | {"step": self.trainer.steps}
         save_state(self.out / "training.safetensors", self.trainer.arrays(),
                    {"settings": self.settings, "progress": progress})
         self.progress["step"] = self.trainer.steps
         save_model(self.out, self.trainer.p, self.tokenizer)
 
-    def log(self, norm, whole):
-        """Evaluate, add a row to log.csv and return it. train_loss and speed are means since the last row."""
-        trainer, progress, n = self.trainer, self.progress, len(self.validation)
-        nats = trainer.evaluate(self.validation[:n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1])
-        row = dict(zip(COLUMNS, [
-            trainer.steps, trainer.steps * self.step_tokens, progress["loss_sum"] / progress["losses"], nats,
-            nats / math.log(2) * (n - 1) / self.characters, trainer.recipe.lr * trainer.rate(), norm,
-            self.step_tokens * progress["losses"] / progress["busy"], progress["seconds"]]))
-        with open(self.out / "log.csv", "a") as file:
-            file.write(",".join(f"{x:.7g}" if isinstance(x, float) else str(x) for x in row.values()) + "\n")
-        progress |= NOTHING_YET
-        return row
-
-    @property
     def step_tokens(self):
         return self.trainer.recipe.batch * self.trainer.p.config.block_size
 
+    def speed(self):  # tokens a second since the log's last row
+        return self.step_tokens() * self.progress["losses"] / self.progress["busy"]
+
+    def log(self, norm, whole):
+        """Evaluate, add a row to log.csv and return it."""
+        trainer, progress, n = self.trainer, self.progress, len(self.validation)
+        shown = n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1
+        nats = trainer.evaluate(self.validation[:shown])
+        bits = nats / math.log(2) * (n - 1) / self.characters
+        values = [trainer.steps, trainer.steps * self.step_tokens(), progress["loss_sum"] / progress["losses"], nats,
+                  bits, trainer.recipe.lr * trainer.rate(), norm, self.speed(), progress["seconds"]]
+        with open(self.out / "log.csv", "a") as file:
+            file.write(",".join(f"{x:.7g}" if isinstance(x, float) else str(x) for x in values) + "\n")
+        progress |= NOTHING_YET
+        return dict(zip(COLUMNS, values, strict=True))
+
     def train(self):
-        """The steps that are left, with a progress bar. -> the log's last row, or None where Ctrl-C stopped it."""
-        trainer, progress, settings, stop, row = self.trainer, self.progress, self.settings, [], None
+        """The steps that are left, with a bar. -> the log's last row, or None where Ctrl-C stopped it."""
+        trainer, progress, stop, row = self.trainer, self.progress, [], None
         steps, begin = trainer.recipe.steps, time.perf_counter() - progress["seconds"]
         default = signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, default)))
         with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
                       TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn()) as screen:
-            task = screen.add_task("", total=steps, completed=trainer.steps, loss=math.nan, speed=math.nan)
+            bar = screen.add_task("", total=steps, completed=trainer.steps, loss=math.nan, speed=math.nan)
             mark = time.perf_counter()
-            for loss, norm in train(trainer, self.training, settings["seed"]):
-                now = time.perf_counter()
-                progress |= {"loss_sum": progress["loss_sum"] + loss, "losses": progress["losses"] + 1,
-                             "busy": progress["busy"] + now - mark, "seconds": now - begin}
-                screen.update(task, completed=trainer.steps, loss=progress["loss_sum"] / progress["losses"],
-                              speed=self.step_tokens * progress["losses"] / progress["busy"])
-                last = trainer.steps == steps
-                if last or trainer.steps % settings["eval_every"] == 0:
+            for loss, norm in train(trainer, self.training, self.settings["seed"]):
+                now, last = time.perf_counter(), trainer.steps == steps
+                progress["loss_sum"] += loss
+                progress["losses"] += 1
+                progress["busy"] += now - mark
+                progress["seconds"] = now - begin
+                screen.update(bar, completed=trainer.steps, speed=self.speed(),
+                              loss=progress["loss_sum"] / progress["losses"])
+                if last or trainer.steps % self.settings["eval_every"] == 0:
                     row = self.log(norm, whole=last)
-                    screen.console.print("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats a token, "
-                                         "[bold]{bits_per_character:.3f}[/] bits a character".format(**row))
-                if last or stop or trainer.steps % settings["save_every"] == 0:
+                    screen.console.print("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats "
+                                         "a token, [bold]{bits_per_character:.3f}[/] bits a character".format(**row))
+                if last or stop or trainer.steps % self.settings["save_every"] == 0:
                     self.save()
                 if stop:
                     break
@@ -188,35 +193,32 @@ class Job:
         return row if trainer.steps == steps else None
 
 
-NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}
-
-
 def draw(out):
     """loss.png from log.csv."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     with open(out / "log.csv") as file:
         log = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     steps, last = [row["step"] for row in log], log[-1]
     ratio = last["bits_per_character"] / last["val_loss"]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
     axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue", label="validation")
     axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]), (-4, 24),
                   textcoords="offset points", ha="right", color="tab:blue")
     axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
              title=f"{out.name}, {last['seconds']:.0f} seconds")
-    axes.secondary_yaxis("right", functions=(lambda y: y * ratio, lambda y: y / ratio)).set_ylabel("bits a character")
+    right = axes.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))
+    right.set_ylabel("bits a character")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(out / "loss.png", dpi=120)
 
 
-def run(argv):
-    """Train as the command line says. InputError for whatever is wrong with it; then nothing was written."""
+def prepare(argv):  # -> Job
+    """All that can be wrong is found here, before anything is written. InputError says what it is."""
     given, args = parse(argv)
-    out = pathlib.Path(args.get("out") or f"out/{pathlib.Path(given.get('data', 'shakespeare')).stem}")
+    out = pathlib.Path(args["out"] or f"out/{pathlib.Path(given.get('data', 'shakespeare')).stem}")
     ops = devices.ops(args["device"])
     if args["resume"]:
         arrays, settings, progress = stopped_run(out, given)
@@ -226,49 +228,60 @@ def run(argv):
     digest = hashlib.sha256(text.encode()).hexdigest()
     if settings.setdefault("sha256", digest) != digest:
         raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} was reading")
-    if settings["tokenizer"] == "bpe":
-        tokenizer = train_bpe(split(text)[0], settings["vocab_size"])  # it must not see the validation text either
+    if settings["tokenizer"] == "bpe":  # it must not see the validation text either
+        tokenizer = train_bpe(split(text)[0], settings["vocab_size"])
     else:
         tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
     training, validation = (tokenizer.encode(part) for part in split(text))
     if len(training) <= settings["block"] or len(validation) < 2:
-        raise InputError(f"{settings['data']} is too short: it makes {len(training)} tokens for training, and --block "
+        raise InputError(f"{settings['data']} is too short: it has {len(training)} tokens to train on, and --block "
                          f"{settings['block']} needs more; give a longer text or a smaller block")
-    config = Config(tokenizer.vocab_size, settings["block"], settings["layers"], settings["heads"], settings["embd"])
+    config = Config(tokenizer.vocab_size, *(settings[name] for name in ("block", "layers", "heads", "embd")))
     recipe = RECIPES[settings["optimizer"]]
-    recipe = recipe._replace(lr=settings["lr"], adam_lr=recipe.adam_lr * settings["lr"] / recipe.lr, steps=settings["steps"],
-                             batch=settings["batch"], warmup=min(recipe.warmup, settings["steps"] // 5))
-    trainer = Trainer(ops, config, settings["optimizer"], recipe, min(args["threads"], recipe.batch), settings["seed"])
+    recipe = recipe._replace(batch=settings["batch"], steps=settings["steps"], lr=settings["lr"],
+                             adam_lr=recipe.adam_lr * settings["lr"] / recipe.lr,
+                             warmup=min(recipe.warmup, settings["steps"] // 5))
+    threads = min(args["threads"], recipe.batch)
+    trainer = Trainer(ops, config, settings["optimizer"], recipe, threads, settings["seed"])
     if args["resume"]:
         trainer.restore(arrays, progress["step"])
-        if trainer.steps == recipe.steps:
-            print(f"The run in {out} is complete: all {recipe.steps} steps are done.")
-            return
         cut_log(out / "log.csv", trainer.steps)
     else:
         new_folder(out)
     characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
     job = Job(trainer, tokenizer, training, validation, characters, settings, progress, out)
-    print(f"{settings['data']}: {len(text):,} characters = {len(training) + len(validation):,} tokens of "
+    print(f"{settings['data']}: {len(text):,} characters, {len(training) + len(validation):,} tokens of "
           f"{config.vocab_size} kinds; the last tenth is for validation\n"
-          f"GPT: {count_parameters(config):,} parameters; {recipe.steps} steps of {recipe.batch} x {config.block_size} "
-          f"tokens, {count_flops(config, recipe.steps * job.step_tokens):.1e} operations; {trainer.threads} threads")
+          f"GPT: {count_parameters(config):,} parameters; {recipe.steps} steps of {recipe.batch} x "
+          f"{config.block_size} tokens, {count_flops(config, recipe.steps * job.step_tokens()):.1e} operations; "
+          f"{threads} threads")
+    return job
+
+
+def run(argv):
+    """Train as the command line says, and show what came of it."""
+    job = prepare(argv)
+    trainer, out, settings = job.trainer, job.out, job.settings
+    if trainer.steps == trainer.recipe.steps:
+        print(f"The run in {out} is complete: all {trainer.steps} steps are done.")
+        return
     try:
         row = job.train()
+        if row is not None:
+            draw(out)
     except Diverged as problem:
-        raise InputError(f"{problem}; training has stopped. The checkpoint of step {progress['step']} stays in {out}; "
-                         f"train anew with a smaller rate, as --lr {settings['lr'] / 3:.2g}") from None
+        raise InputError(f"{problem}; training has stopped. The checkpoint of step {job.progress['step']} in "
+                         f"{out} stays; train anew with a smaller rate, as --lr {settings['lr'] / 3:.2g}") from None
     except OSError as problem:
         raise InputError(f"{problem.filename} could not be written: {problem.strerror}. The checkpoint of step "
-                         f"{progress['step']} stays in {out}; make room, then go on with --resume --out {out}") from None
+                         f"{job.progress['step']} stays; make room, then go on with --resume --out {out}") from None
     if row is None:
-        print(f"Stopped and saved at step {trainer.steps} of {recipe.steps}. "
+        print(f"Stopped and saved at step {trainer.steps} of {trainer.recipe.steps}. "
               f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
         sys.exit(130)
-    draw(out)
-    print(f"\n{row['val_loss']:.4f} nats a token, {row['bits_per_character']:.4f} bits a character on the whole validation "
-          f"text, after {row['seconds']:.0f} seconds\n")
-    sample = generate(ops, trainer.p, tokenizer.encode("\n"), 200, temperature=0.8, top_k=40, seed=settings["seed"])
-    print("".join(text_pieces(tokenizer, sample)))
-    print(f"\nIn {out}/: the model (model.safetensors, config.json, tokenizer.json), the checkpoint (training.safetensors), "
-          "log.csv, loss.png\nMore of its text: make generate ARGS=\"--prompt 'ROMEO:'\"")
+    sample = generate(trainer.ops, trainer.p, job.tokenizer.encode("\n"), 200, 0.8, 40, seed=settings["seed"])
+    print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, {row['bits_per_character']:.4f} "
+          f"bits a character, after {row['seconds']:.0f} seconds. It writes:\n")
+    print("".join(text_pieces(job.tokenizer, sample)))
+    print(f"\nIn {out}/: the model, training.safetensors for --resume, log.csv, loss.png\n"
+          f"""More of its text: make generate ARGS="--model {out} --prompt 'ROMEO:'\"""")

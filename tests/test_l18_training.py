@@ -3,9 +3,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lessons import devices, l18_training as lesson
+from lessons import devices
+from lessons import l18_training as lesson
 from lessons.l16_gpt import Config
 from tests.close import assert_close
 
