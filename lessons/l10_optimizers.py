@@ -102,17 +102,17 @@ def newton_schulz(x):  # (n, k) -> (n, k)
     return x.T if tall else x
 
 
-def muon(p, g, m, lr, momentum, scale):  # (n_in, n_out) each
-    """One step of Muon on one weight matrix, in place: momentum, then newton_schulz.
+def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
+    """One step of Muon on one weight matrix, in place; with AdamW's decay, as Liu et al. 2025 use it.
 
     A gradient has a few large singular values and many small ones; SGD hardly moves along the small, Muon
-    along all alike. Tables and vectors are left to AdamW. The update is m averaged once more with g
-    (Nesterov's look ahead). A matrix with more outputs than inputs takes longer steps.
+    along all alike. Tables and vectors are left to AdamW. The update is m averaged with g (Nesterov's look
+    ahead). A matrix with more outputs than inputs takes longer steps.
     """
     g = g * scale
     m += (1 - momentum) * (g - m)
-    update = g + momentum * (m - g)
-    p -= lr * math.sqrt(max(1, p.shape[1] / p.shape[0])) * newton_schulz(update)
+    p *= 1 - lr * weight_decay
+    p -= lr * math.sqrt(max(1, p.shape[1] / p.shape[0])) * newton_schulz(g + momentum * (m - g))
 
 
 def warmup_linear(step, steps, warmup, rate, final=0.0):

@@ -32,12 +32,12 @@ class Recipe(NamedTuple):
     batch: int  # rows
     steps: int
     warmup: int
-    weight_decay: float = 0.0  # on matrices and tables
+    weight_decay: float = 0.0  # of what lr is for, biases and norms excepted
     adam_lr: float = 0.0
 
 
 RECIPES = {
-    "muon": Recipe(lr=0.02, adam_lr=0.004, batch=16, steps=2400, warmup=50),
+    "muon": Recipe(lr=0.02, adam_lr=0.004, batch=16, steps=3400, warmup=50, weight_decay=0.1),
     "adamw": Recipe(lr=0.004, batch=12, steps=4800, warmup=200, weight_decay=0.1),
     "sgd": Recipe(lr=0.1, batch=12, steps=4800, warmup=200),
 }
@@ -129,7 +129,7 @@ class Trainer:
         adam = [(0, p.n_matrices, lr, r.weight_decay), (p.n_matrices, p.flat.size, lr, 0.0)]
         if self.optimizer == "muon":
             for name in block_matrices(p)[i::self.threads]:
-                ops.muon(p[name], g[name], self.memory[name], lr, MOMENTUM["muon"], scale)
+                ops.muon(p[name], g[name], self.memory[name], lr, MOMENTUM["muon"], r.weight_decay, scale)
             adam = [(0, p.n_tables, adam_lr, 0.0), (p.n_matrices, p.flat.size, adam_lr, 0.0)]
         for start, stop, rate, decay in adam:
             s = share(start, stop, i, self.threads)

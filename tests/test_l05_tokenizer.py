@@ -325,6 +325,21 @@ def test_load_tokenizer_reads_what_save_tokenizer_wrote(tmp_path):
         assert again.encode(text, True).tolist() == tokenizer.encode(text, True).tolist()
 
 
+def test_save_tokenizer_writes_the_format_of_the_tokenizers_library(tmp_path):
+    lesson.save_tokenizer(lesson.train_bpe("a hug, a hug", 300, ["<|é|>"]), tmp_path / "tokenizer.json")
+    file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert file["model"]["type"] == "BPE" and file["model"]["merges"][0] == ["h", "u"]
+    assert file["model"]["vocab"]["Ġhug"] == 258 and file["model"]["vocab"]["<|é|>"] == 259
+    assert file["pre_tokenizer"]["type"] == file["decoder"]["type"] == "ByteLevel"
+    assert file["pre_tokenizer"]["add_prefix_space"] is False
+    assert file["added_tokens"] == [{"id": 259, "content": "<|é|>", "special": True, "single_word": False,
+                                     "lstrip": False, "rstrip": False, "normalized": False}]
+    lesson.save_tokenizer(lesson.char_tokenizer("学\n"), tmp_path / "tokenizer.json")
+    file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
+    assert file["model"]["type"] == "WordLevel" and file["model"]["vocab"] == {"\n": 0, "学": 1}
+    assert file["pre_tokenizer"]["type"] == "Split" and file["decoder"] == {"type": "Fuse"}
+
+
 def test_save_tokenizer_writes_what_the_tokenizers_library_reads(tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed; make bench has it")
     for tokenizer in [*kinds()][:3]:
@@ -431,6 +446,7 @@ def test_pad_refuses_a_third_side():
 
 @pytest.mark.parametrize("raw, want", [
     ("cafe\u0301", "caf\u00e9"),  # a letter and its accent: one character
+    ("½ ﬁ Ａ", "½ ﬁ Ａ"),  # NFC, not NFKC, which would write 1⁄2 fi A
     ("<p>One</p><p>two<br/>three</p>", "One\n\ntwo\nthree"),
     ("un<b>believ</b>able <a href='x'>film</a>!<!-- <b> -->", "unbelievable film!"),
     ("AT&amp;T &lt;b&gt; &eacute;&#233;&#xe9; &hearts;", "AT&T <b> ééé ♥"),

@@ -201,7 +201,7 @@ def test_newton_schulz_one_value():
 @ROOMS
 def test_newton_schulz_of_zeros_is_zeros(room):
     p, zeros = np.ones((4, 9), np.float32), np.zeros((2, 4, 9), np.float32)
-    room.muon(p, zeros[0], zeros[1], 0.1, 0.95, 1.0)
+    room.muon(p, zeros[0], zeros[1], 0.1, 0.95, 0.0, 1.0)
     assert_close(p, np.ones((4, 9)), "p after a gradient of zeros")
 
 
@@ -211,12 +211,13 @@ def test_muon(shape):
     p, m, want, mean = normal(*shape), np.zeros(shape), normal(*shape), np.zeros(shape)
     for seed in 1, 2:
         g = normal(*shape, seed=seed)
-        lesson.muon(p, g, m, lr=0.1, momentum=0.75, scale=0.5)
+        lesson.muon(p, g, m, lr=0.1, momentum=0.75, weight_decay=0.2, scale=0.5)
         mean = 0.75 * mean + 0.25 * 0.5 * g
         u, s, vt = np.linalg.svd(0.25 * 0.5 * g + 0.75 * mean, full_matrices=False)
         s = s / np.linalg.norm(s)
         for _ in range(5):
             s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+        want *= 1 - 0.1 * 0.2
         want -= 0.1 * max(1, math.sqrt(shape[1] / shape[0])) * (u * s) @ vt
         assert_close(m, mean, f"m after step {seed}")
         assert_close(p, want, f"p after step {seed}")
@@ -230,7 +231,7 @@ def test_muon_ignores_the_size_of_the_gradient(room, shape, size):
     step = {}
     for factor in 1, size:
         p, m = np.zeros((2, *shape), np.float32)
-        room.muon(p, normal(*shape, dtype=np.float32) * np.float32(factor), m, 1.0, 0.95, 1.0)
+        room.muon(p, normal(*shape, dtype=np.float32) * np.float32(factor), m, 1.0, 0.95, 0.0, 1.0)
         step[factor] = p
     assert_close(step[size], step[1], f"step at a gradient {size} times as large", rtol=1e-3, atol=1e-3)
 
@@ -298,8 +299,8 @@ def test_gradient_norm_squared_in_the_cpu_room(n, rows):
 def test_muon_in_the_cpu_room(shape, matrix):
     p, m, g = normal(*shape, seed=4), 0.1 * normal(*shape, seed=5), matrix(*shape)
     fast = [a.astype(np.float32) for a in (p, g, m)]
-    lesson.muon(p, g, m, 0.02, 0.95, 0.5)
-    cpu.muon(*fast, 0.02, 0.95, 0.5)
+    lesson.muon(p, g, m, 0.02, 0.95, 0.3, 0.5)
+    cpu.muon(*fast, 0.02, 0.95, 0.3, 0.5)
     assert_close(fast[2], m, "m")
     assert_close(fast[1], g, "g, which is only read")
     assert_close(fast[0], p, "p, float32 against float64", rtol=1e-5, atol=1e-5)

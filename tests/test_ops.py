@@ -146,7 +146,7 @@ def test_adamw(room, n, weight_decay, scale):
 
 def run_muon(ops, p, g, m):
     for _ in range(3):
-        ops.muon(p, g, m, lr=0.02, momentum=0.95, scale=0.3)
+        ops.muon(p, g, m, lr=0.02, momentum=0.95, weight_decay=0.1, scale=0.3)
     return {"p": p, "m": m}
 
 

@@ -65,12 +65,13 @@ def adamw_slice(p, g, m, v, rate, b1, a1, b2, a2, inverse, eps, keep, scale):
         p[i] = keep * p[i] - rate * mi / (math.sqrt(vi * inverse) + eps)
 
 
-def muon(p, g, m, lr, momentum, scale):  # (n_in, n_out) each
+def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
     x = np.empty_like(p)
     norm = math.sqrt(nesterov(g, m, x, f32(momentum), f32(scale)))
     x *= f32(1 / (norm + 1e-7))
     x = newton_schulz(x)
     x *= f32(lr * math.sqrt(max(1, p.shape[1] / p.shape[0])))
+    p *= f32(1 - lr * weight_decay)
     p -= x
 
 
