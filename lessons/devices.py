@@ -15,8 +15,9 @@ LESSONS = {  # subject -> lesson, operations
     "optimizers": ("l10_optimizers", ["gradient_norm_squared", "sgd", "adamw", "muon"]),
     "attention": ("l12_attention", ["self_attention_forward", "self_attention_backward",
                                     "cross_attention_forward", "cross_attention_backward"]),
-    "block": ("l13_block", ["linear_forward", "linear_backward", "linear_gelu_forward", "linear_gelu_backward",
-                            "layernorm_forward", "layernorm_backward", "dropout_forward", "dropout_backward"]),
+    "block": ("l13_block", ["linear_forward", "linear_backward", "linear_gelu_forward",
+                            "linear_gelu_backward", "layernorm_forward", "layernorm_backward",
+                            "dropout_forward", "dropout_backward"]),
 }
 ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}"}  # device -> the module of a subject
 

@@ -4,7 +4,7 @@ import math
 
 
 class InputError(ValueError):
-    """One line: what is wrong, where, and what to do. `python -m lessons` prints it and exits with 2, no traceback."""
+    """One line: what is wrong, where, and what to do. `python -m lessons` prints it and exits with 2."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""What Hugging Face's GPT-2 has in config.json, and which tensors it must have: lesson 17 reads and writes both."""
+"""The config.json and the tensors of a GPT-2 as Hugging Face names them, which lesson 17 writes and reads."""
 import json
 
 from lessons.errors import InputError

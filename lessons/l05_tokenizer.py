@@ -197,5 +197,4 @@ def main():
         print(f"{m + 1:6}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {found[m]:,} times")
     for t in char_tokenizer(text + sentence), train_bpe(text, 512), bpe, gpt2_tokenizer():
         pieces = b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace")
-        size = len(text) / len(t.encode(text))
-        print(f"{t.kind:4} {t.vocab_size:6} tokens of {size:.2f} characters  {pieces}")
+        print(f"{t.kind:4} of {t.vocab_size:5}: {len(t.encode(text[:10_000])):6} per 10,000 chars  {pieces}")

@@ -109,7 +109,8 @@ def main():
     same = np.array_equal(one_hot(tokens, V) @ wte, wte[tokens])
     print(f"'{text}' is tokens {tokens[0, :5]} ...; one-hot @ W equals W[tokens]: {same}")
     print(f"  at GPT-2's size, 1024 tokens of 50257: one-hot is {1024 * 50257 * 4 / 1e6:.0f} MB and "
-          f"{1024 * 50257 * 768 / 1e9:.0f} billion multiplications; the lookup copies {1024 * 768 * 4 / 1e6:.0f} MB")
+          f"{1024 * 50257 * 768 / 1e9:.0f} billion multiplications; "
+          f"the lookup copies {1024 * 768 * 4 / 1e6:.0f} MB")
 
     _, cache = embedding_forward(tokens, wte, wpe)
     dwte, dwpe, wrong = np.zeros_like(wte), np.zeros_like(wpe), np.zeros_like(wte)
@@ -141,7 +142,8 @@ def draw(table, near):  # (P, C), (P, P) -> path
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     image = left.imshow(table, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
-    left.set(title="sinusoidal positions: fast hands left, slow ones right", xlabel="channel", ylabel="position")
+    left.set(title="sinusoidal positions: fast hands left, slow ones right",
+             xlabel="channel", ylabel="position")
     figure.colorbar(image, ax=left)
     for position in 10, 90:
         right.plot(near[position], label=f"position {position}")

@@ -4,7 +4,7 @@
     cross-entropy   -log p[target]                                      "you gave the truth too little"
     contrastive     -log( exp(q_i.q_j) / sum_{k != i} exp(q_i.q_k) )    "be near your partner j, not the rest"
 
-The third is the second in disguise: the classes are the other rows of the batch, the right one is the partner.
+The third is the second in disguise: the other rows of the batch are the classes, the partner the right one.
 
 Where it comes from. InfoNCE (van den Oord et al. 2018, eq. 4) picks the one true sample among N by a softmax
 over scores. NT-Xent (SimCLR: Chen et al. 2020, eq. 1) is the formula above with the dot products divided by a
@@ -85,7 +85,9 @@ def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float,
 
 
 def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> float
-    """Mean over i of -log( exp(q_i.q_j / t) / sum over k != i of exp(q_i.q_k / t) ), j = partner[i], t temperature.
+    """The mean over all rows i, with j = partner[i] and t the temperature, of
+
+        -log( exp(q_i.q_j / t) / sum over k != i of exp(q_i.q_k / t) )
 
     For N pairs, row i and row N + i each: partner = np.roll(np.arange(2 * N), N). A row whose partner is
     IGNORE chooses nothing and is only a choice for others. A low temperature looks at the nearest rows only.
@@ -134,8 +136,10 @@ def main():
         print(f"  {name:11}", *(f"{x:6.2f}" for x in row))
     print(f"  loss -log {p[0, 0]:.2f} = {loss:.2f}")
     print("  descent raises the truth by what it lacks, lowers each other word by what it has; the sum is 0")
-    print(f"  a model that knows nothing of 65 characters: {cross_entropy(np.zeros((1, 65)), targets)[0]:.3f} = log 65;"
-          f" sure and wrong, logits +-1000: {cross_entropy(np.array([[-1000.0, 1000.0]]), targets)[0]:.0f}")
+    guess, _ = cross_entropy(np.zeros((1, 65)), targets)
+    wrong, _ = cross_entropy(np.array([[-1000.0, 1000.0]]), targets)
+    print(f"  a model that knows nothing of 65 characters: {guess:.3f} = log 65; "
+          f"sure and wrong, logits +-1000: {wrong:.0f}")
 
     n, rng = 6, np.random.default_rng(8)
     partner = np.roll(np.arange(2 * n), n)
@@ -170,7 +174,8 @@ def draw(before, after, partner):  # (2N, 2) twice, (2N,) -> path
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    for panel, q, title in zip(panels, (before, after), ("before", "after 200 steps: pairs meet, others part")):
+    titles = "before", "after 200 steps: pairs meet, others part"
+    for panel, q, title in zip(panels, (before, after), titles):
         panel.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgray"))
         for i in range(len(q) // 2):
             panel.plot(*q[[i, partner[i]]].T, "o-", color=f"C{i}")

@@ -38,7 +38,6 @@ def attention_forward(q, k, v, mask=None):  # (..., Tq, D), (..., Tk, D), (..., 
 
 def attention_backward(dout, cache):  # (..., Tq, D) -> (..., Tq, D), (..., Tk, D), (..., Tk, D)
     """Return dq, dk, dv. Each of the two products is undone by two, with softmax's backward in the middle.
-
     That multiplies by the weights. A masked weight is 0, and so its score's gradient: backward needs no mask.
     """
     q, k, v, weights = cache
@@ -90,7 +89,7 @@ def merge_heads(x):  # (B, H, T, D) -> (B, T, C)
     return x.swapaxes(1, 2).reshape(B, T, H * D)
 
 
-def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> (B, Tq, C)
+def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> like q
     """Queries from one sequence, keys and values, packed k|v, from another. q and kv may be views.
 
     causal: query t sees the keys 0 .. Tk - Tq + t.  lengths (B,): how many keys of each row are real.
@@ -161,12 +160,13 @@ def deal(rng, B, n):  # -> (B, 2n) str, (B, 2n, 37) float, (B, 2n) int
 
 def main():
     rng = np.random.default_rng(12)
-    layer = [rng.normal(size=(37, D)) * 0.3 for D in (16, 16, 10)]  # q and k of a word; as v a logit for each digit
+    layer = [rng.normal(size=(37, D)) * 0.3 for D in (16, 16, 10)]  # a word's q, k; as v a logit per digit
     attend = lambda x: attention_forward(*(x @ w for w in layer), causal_mask(x.shape[1], x.shape[1]))
     right = lambda logits, answers: f"{(logits.argmax(-1) == answers)[answers != IGNORE].mean():.1%} right"
     words, example, _ = deal(np.random.default_rng(3), 1, 8)
     before = attend(example)[1][-1]
-    print("A letter asks: which digit stood beside me? A guess is right in 10 %, looking back in 100 %.\n ", *words[0])
+    print("A letter asks: which digit stood beside me? A guess is right in 10 %, looking back in 100 %.\n ",
+          *words[0])
     for step in range(81):
         _, x, answers = deal(rng, 64, 8)
         logits, cache = attend(x)
@@ -180,7 +180,7 @@ def main():
 
     q, k, v = rng.normal(size=(3, 2048, 64)).astype(np.float32)
     gap = np.abs(flash_attention(q, k, v) - attention_forward(q, k, v)[0]).max()
-    print(f"flash, 2048 positions: {64 * 64:,} scores at a time, not {2048**2:,}; largest difference {gap:.0e}")
+    print(f"flash, 2048 positions: {64**2:,} scores at a time, not {2048**2:,}; largest difference {gap:.0e}")
     draw(words[0], before[0], attend(example)[1][-1][0])
 
 

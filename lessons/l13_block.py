@@ -96,12 +96,14 @@ def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C)
 
 
 def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
-    """residual + x with a share `rate` of x set to 0 and the rest divided by 1 - rate (Srivastava et al. 2014).
+    """residual + x, with a share `rate` of x set to 0 and the rest divided by 1 - rate.
 
-    Which numbers fall is a function of (seed, place) alone, a hash instead of a random generator: every room
-    drops the same ones, and a resumed run too. 0 <= rate < 1; seed is a whole number.
+    Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. Which
+    numbers fall is a function of (seed, place) alone, a hash instead of a random generator: every room drops
+    the same ones, and a resumed run too. 0 <= rate < 1; seed is a whole number.
     """
-    bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1) + np.uint32(seed * 0x85EBCA6B % 2**32)
+    bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1)
+    bits += np.uint32(seed * 0x85EBCA6B % 2**32)
     for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1):  # MurmurHash3's last step
         bits = (bits ^ bits >> np.uint32(shift)) * np.uint32(factor)
     keep = (bits >= int(rate * 2**32)).reshape(x.shape)
@@ -111,7 +113,7 @@ def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
 
 
 def dropout_backward(dout, cache):  # (...) -> (...)
-    """What was dropped gets no gradient, what was scaled up gets it scaled up. The residual's is dout itself."""
+    """What was dropped gets no gradient, what was scaled gets it scaled. The residual's is dout itself."""
     return dout * cache
 
 
@@ -169,8 +171,8 @@ def main():
     positions, gradient = rng.normal(size=(2, 1, 32, C))
     ones, zeros = np.ones(C), np.zeros(C)
     ignored = [np.empty((C, C)), np.empty(C)]  # gradients of parameters are not looked at here
-    for name, norm, residual in [("plain", False, False), ("layer norm", True, False), ("residual", False, True),
-                                 ("both: the block", True, True)]:
+    for name, norm, residual in [("plain", False, False), ("layer norm", True, False),
+                                 ("residual", False, True), ("both: the block", True, True)]:
         x, dx, caches, spread = positions, gradient, [], []
         for w_in, w_out in layers:
             h, norm_cache = layernorm_forward(x, ones, zeros) if norm else (x, None)
@@ -186,8 +188,8 @@ def main():
         alike = (directions @ directions.T)[~np.eye(32, dtype=bool)].mean()
         print(f"{name:20s}" + "".join(f"{spread[depth - 1]:10.1e}" for depth in (1, 12, 48))
               + f"{alike:9.2f}{dx.std():14.1e}")
-    print("\nplain: all fades. Layer norm alone: all positions end up alike (cosine near 1), what they were is lost."
-          "\nResidual alone: numbers grow from layer to layer. With both, each layer adds a little to what is there.")
+    print("\nPlain: all fades. Layer norm alone: positions end up alike (cosine near 1), what they were is "
+          "lost.\nResidual alone: numbers grow and grow. With both, each layer adds a little to what is.")
 
 
 if __name__ == "__main__":

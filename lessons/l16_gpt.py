@@ -52,9 +52,9 @@ def shapes(config):
 class Parameters:
     """Named views of one flat buffer, each starting on a 64-byte boundary (a cache line: 16 float32).
 
-    p["wte.weight"] is an array, p["ln_f"] a module's (weight, bias), p.blocks[2]["attn.c_attn"] one of block 2.
-    Zero at first. p.flat[:p.n_tables] are the two tables, p.flat[p.n_tables:p.n_matrices] the blocks' matrices, the
-    rest vectors. The padding between views stays 0.
+    p["wte.weight"] is an array, p["ln_f"] a module's (weight, bias), p.blocks[2]["attn.c_attn"] block 2's.
+    Zero at first. p.flat[:p.n_tables] are the tables, p.flat[p.n_tables:p.n_matrices] the blocks' matrices,
+    then come vectors. The padding between views stays 0.
     """
 
     def __init__(self, config, flat=None, dtype=np.float32):
@@ -87,8 +87,8 @@ def aligned_zeros(n, dtype):
 def init_parameters(config, seed=0, dtype=np.float32):
     """Random matrices, layer norms 1, biases 0.
 
-    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer keeps about half of its input's spread; those that
-    write into the residual stream smaller by sqrt(2 n_layer), since that many of them add up there.
+    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer keeps about half of its input's spread; those
+    that write into the residual stream smaller by sqrt(2 n_layer), since that many of them add up there.
     """
     p, rng = Parameters(config, dtype=dtype), np.random.default_rng(seed)
     for name, view in p.views.items():
@@ -124,7 +124,8 @@ def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  
 
 
 def gpt_backward(ops, dlogits, cache, g):  # (B, T, V)
-    """Write every gradient into g (Parameters). The token table is used twice: the head writes, the embedding adds."""
+    """Write every gradient into g (Parameters). The token table's has two parts: the head writes its own, the
+    embedding adds its own."""
     embedding, blocks, norm, head = cache
     dh = ops.linear_backward(dlogits, head, g["wte.weight"].T)
     dx = ops.layernorm_backward(dh, norm, *g["ln_f"])
@@ -140,8 +141,8 @@ def count_parameters(config):
 def count_flops(config, tokens):
     """Multiplications and additions of one training step over `tokens` tokens in full blocks.
 
-    A matrix of n numbers costs 2n operations a token forward and 4n backward (Kaplan et al. 2020, section 2.1); causal
-    attention 2 C (T + 1) forward a token and layer (half of the square is never looked at), twice that backward.
+    A matrix of n numbers costs 2n operations a token forward, 4n backward (Kaplan et al. 2020, section 2.1);
+    attention 2 C (T + 1) a token and layer forward (half of the square is masked), and twice that back.
     """
     C, T = config.n_embd, config.block_size
     multiplied = config.n_layer * 12 * C * C + config.vocab_size * C
@@ -152,7 +153,8 @@ def main():
     for name, config in [("the main job's", Config()), ("GPT-2 small", Config(50257, 1024, 12, 12, 768)),
                          ("GPT-3", Config(50257, 2048, 96, 96, 12288))]:
         n, flops = count_parameters(config), count_flops(config, 1)
-        print(f"{name:15s} {n:16,} parameters {4 * n / 1e9:8.3f} GB in float32 {flops / 1e6:12,.1f} million operations a token")
+        print(f"{name:15s} {n:15,} parameters {4 * n / 1e9:8.3f} GB in float32 {flops / 1e6:11,.1f} million "
+              "operations a token")
     config = Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
     ops, rng = devices.ops("numpy"), np.random.default_rng(1)
     p, g = init_parameters(config, dtype=np.float64), Parameters(config, dtype=np.float64)

@@ -4,8 +4,8 @@
         rows of text  ->  loss and gradient  ->  clip  ->  update of all parameters
 
 Every core runs forward and backward on its share of the rows, in a thread of its own with its own gradient
-buffer. NumPy and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds up
-its slice of the gradients and updates its slice of the parameters. Between machines this is called data
+buffer. NumPy and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds
+up its slice of the gradients and updates its slice of the parameters. Between machines this is called data
 parallelism; here it is the same thing inside one process.
 
 B rows of a batch, T positions, R threads, n parameters. Losses are in nats a token; what can be compared
@@ -56,14 +56,14 @@ def split(text):  # -> (training text, validation text)
 
 
 def rows(tokens, batch, block, seed, step):  # (n,) -> X (B, T), Y (B, T): Y is X one position later
-    """Random windows of the text. They depend on seed and step alone: a resumed run sees what it would have seen."""
+    """Random windows of the text. They depend on seed and step alone: a resumed run sees the same."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block, batch)
     windows = tokens[starts[:, None] + np.arange(block + 1)]
     return windows[:, :-1], windows[:, 1:]
 
 
 def share(start, stop, i, parts):
-    """The i-th of `parts` nearly equal pieces of range(start, stop), as a slice. A rest is spread, not dropped.
+    """The i-th of `parts` nearly equal pieces of range(start, stop), as a slice. The rest is spread.
 
     >>> [share(0, 12, i, 5) for i in range(5)]
     [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None), slice(7, 9, None), slice(9, 12, None)]
@@ -92,7 +92,7 @@ class Trainer:
         return list(self.pool.map(function, range(self.threads)))
 
     def step(self, X, Y):  # (B, T), (B, T) -> loss in nats a token, norm of the gradient before clipping
-        """One update of all parameters. Raises Diverged, and changes nothing, where loss or norm is not finite."""
+        """One update of all parameters. Diverged, with nothing changed, if loss or norm is not finite."""
         loss = sum(self.together(lambda i: self.loss_and_gradient(X, Y, i)))
         norm = math.sqrt(sum(self.together(self.add_gradients)))
         if not math.isfinite(loss + norm):
@@ -152,24 +152,28 @@ class Trainer:
         batches = [(X[i:i + 8], Y[i:i + 8]) for i in range(0, len(X), 8)]
         if whole < len(inputs):
             batches.append((inputs[None, whole:], targets[None, whole:]))
-        losses = self.pool.map(lambda b: self.ops.cross_entropy(gpt_forward(self.ops, self.p, b[0])[0], b[1], 1)[0], batches)
-        return sum(losses) / len(targets)
+
+        def nats(batch):  # a sum: cross_entropy divides by 1
+            return self.ops.cross_entropy(gpt_forward(self.ops, self.p, batch[0])[0], batch[1], 1)[0]
+
+        return sum(self.pool.map(nats, batches)) / len(targets)
 
 
 def block_matrices(p):
-    """Their names, sorted by Muon's work (size times small side), so that every R-th is a fair share of it."""
+    """Their names, sorted by Muon's work (size times small side): every R-th is a fair share of it."""
     names = [name for name, view in p.views.items() if view.ndim == 2 and name.startswith("h.")]
     return sorted(names, key=lambda name: p[name].size * min(p[name].shape))
 
 
 def train(trainer, tokens, seed=0):
-    """Yields the loss and the gradient's norm of each step, from where the trainer stands to its recipe's end."""
-    while trainer.steps < trainer.recipe.steps:
-        yield trainer.step(*rows(tokens, trainer.recipe.batch, trainer.p.config.block_size, seed, trainer.steps + 1))
+    """Yields loss and norm of each step, from where the trainer stands to the end of its recipe."""
+    block, recipe = trainer.p.config.block_size, trainer.recipe
+    while trainer.steps < recipe.steps:
+        yield trainer.step(*rows(tokens, recipe.batch, block, seed, trainer.steps + 1))
 
 
 def quick_model(text, steps=200):  # -> (Parameters, tokenizer)
-    """A small model of characters, trained for a few seconds: for demonstrations where no better one is at hand."""
+    """A small model of characters, trained for seconds: for demonstrations where no better one is at hand."""
     tokenizer = char_tokenizer(text)
     recipe = RECIPES["muon"]._replace(steps=steps, warmup=steps // 10)
     trainer = Trainer(devices.ops("cpu"), Config(tokenizer.vocab_size, 64, 2, 4, 64), recipe=recipe)

@@ -7,19 +7,19 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 
 def read_text(name):
-    """The text called `name` in data/, or of the file `name`, which must be UTF-8. InputError says what is wrong."""
+    """The text called `name` in data/, or of the UTF-8 file `name`. InputError says what is wrong with it."""
     path = DATA / f"{name}.txt"
     if "/" in name or not path.is_file():
         path = pathlib.Path(name)
     if path.is_dir():
         raise InputError(f"{name} is a folder: name a text file in it")
     if not path.exists():
-        raise InputError(f"there is no file {name}, and no text of that name here; the texts here are {', '.join(names())}")
+        raise InputError(f"there is no file {name}, and no text of that name; there are {', '.join(names())}")
     raw = path.read_bytes()
     if not raw:
         raise InputError(f"{name} is empty: give a file with text in it")
     if b"\0" in raw:
-        raise InputError(f"{name} is not text: the byte at offset {raw.index(0)} is 0; give a UTF-8 text file")
+        raise InputError(f"{name} is not text: the byte at offset {raw.index(0)} is 0; name a UTF-8 file")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -32,6 +32,8 @@ COLUMNS = ["step", "tokens", "train_loss", "val_loss", "bits_per_character", "le
            "tokens_per_second", "seconds"]
 INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
 NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}  # since the log's last row; busy are seconds
+LINE = ("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats a token, "
+        "[bold]{bits_per_character:.3f}[/] bits a character")
 RUN = [  # what a run is: option, how it is read, what --help says
     ("--data", {}, "a text file, or the name of a text in data/ (default: shakespeare)"),
     ("--tokenizer", {"choices": ["bpe", "char", "gpt2"]}, "(default: bpe)"),
@@ -70,13 +72,13 @@ def cores():
 def complete(given):
     """The settings of a new run: the defaults, the optimizer's recipe, and over them what was given."""
     recipe = RECIPES[given.get("optimizer", "muon")]
-    settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon", "layers": 4,
-                "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch, "steps": recipe.steps,
-                "lr": recipe.lr, "seed": 0} | given
+    settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon",
+                "layers": 4, "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch,
+                "steps": recipe.steps, "lr": recipe.lr, "seed": 0} | given
     settings.setdefault("eval_every", max(1, settings["steps"] // 10))
     settings.setdefault("save_every", settings["eval_every"])
     if settings["tokenizer"] != "bpe" and "vocab_size" in given:
-        raise InputError(f"--vocab-size is for --tokenizer bpe: {settings['tokenizer']} has a size of its own")
+        raise InputError(f"--vocab-size is for --tokenizer bpe: {settings['tokenizer']} has its own size")
     if settings["embd"] % settings["heads"]:
         raise InputError(f"--embd {settings['embd']} is not a multiple of --heads {settings['heads']}: every "
                          "head takes an equal part of the channels")
@@ -118,7 +120,7 @@ def stopped_run(out, given):
 def cut_log(log, step):
     """Forget what was logged after the checkpoint: it comes again."""
     lines = log.read_text().splitlines()[1:] if log.exists() else []
-    whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # a killed process may leave half a line
+    whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # the last may be half a line
     kept = [line for line in whole if int(line.split(",")[0]) <= step]
     log.write_text("\n".join([",".join(COLUMNS), *kept]) + "\n")
 
@@ -156,8 +158,9 @@ class Job:
         shown = n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1
         nats = trainer.evaluate(self.validation[:shown])
         bits = nats / math.log(2) * (n - 1) / self.characters
-        values = [trainer.steps, trainer.steps * self.step_tokens(), progress["loss_sum"] / progress["losses"], nats,
-                  bits, trainer.recipe.lr * trainer.rate(), norm, self.speed(), progress["seconds"]]
+        loss, lr = progress["loss_sum"] / progress["losses"], trainer.recipe.lr * trainer.rate()
+        values = [trainer.steps, trainer.steps * self.step_tokens(), loss, nats, bits, lr, norm, self.speed(),
+                  progress["seconds"]]
         with open(self.out / "log.csv", "a") as file:
             file.write(",".join(f"{x:.7g}" if isinstance(x, float) else str(x) for x in values) + "\n")
         progress |= NOTHING_YET
@@ -182,8 +185,7 @@ class Job:
                               loss=progress["loss_sum"] / progress["losses"])
                 if last or trainer.steps % self.settings["eval_every"] == 0:
                     row = self.log(norm, whole=last)
-                    screen.console.print("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats "
-                                         "a token, [bold]{bits_per_character:.3f}[/] bits a character".format(**row))
+                    screen.console.print(LINE.format(**row))
                 if last or stop or trainer.steps % self.settings["save_every"] == 0:
                     self.save()
                 if stop:
@@ -204,8 +206,8 @@ def draw(out):
     axes = figure.subplots()
     axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
     axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue", label="validation")
-    axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]), (-4, 24),
-                  textcoords="offset points", ha="right", color="tab:blue")
+    axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]),
+                  (-4, 24), textcoords="offset points", ha="right", color="tab:blue")
     axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
              title=f"{out.name}, {last['seconds']:.0f} seconds")
     right = axes.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))
@@ -227,15 +229,15 @@ def prepare(argv):  # -> Job
     text = read_text(settings["data"])
     digest = hashlib.sha256(text.encode()).hexdigest()
     if settings.setdefault("sha256", digest) != digest:
-        raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} was reading")
+        raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} reads")
     if settings["tokenizer"] == "bpe":  # it must not see the validation text either
         tokenizer = train_bpe(split(text)[0], settings["vocab_size"])
     else:
         tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
     training, validation = (tokenizer.encode(part) for part in split(text))
     if len(training) <= settings["block"] or len(validation) < 2:
-        raise InputError(f"{settings['data']} is too short: it has {len(training)} tokens to train on, and --block "
-                         f"{settings['block']} needs more; give a longer text or a smaller block")
+        raise InputError(f"{settings['data']} is too short: it has {len(training)} tokens to train on, and "
+                         f"--block {settings['block']} needs more; give a longer text or a smaller block")
     config = Config(tokenizer.vocab_size, *(settings[name] for name in ("block", "layers", "heads", "embd")))
     recipe = RECIPES[settings["optimizer"]]
     recipe = recipe._replace(batch=settings["batch"], steps=settings["steps"], lr=settings["lr"],
@@ -250,11 +252,11 @@ def prepare(argv):  # -> Job
         new_folder(out)
     characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
     job = Job(trainer, tokenizer, training, validation, characters, settings, progress, out)
+    flops = count_flops(config, recipe.steps * job.step_tokens())
     print(f"{settings['data']}: {len(text):,} characters, {len(training) + len(validation):,} tokens of "
           f"{config.vocab_size} kinds; the last tenth is for validation\n"
           f"GPT: {count_parameters(config):,} parameters; {recipe.steps} steps of {recipe.batch} x "
-          f"{config.block_size} tokens, {count_flops(config, recipe.steps * job.step_tokens()):.1e} operations; "
-          f"{threads} threads")
+          f"{config.block_size} tokens, {flops:.1e} operations; {threads} threads")
     return job
 
 
@@ -270,18 +272,18 @@ def run(argv):
         if row is not None:
             draw(out)
     except Diverged as problem:
-        raise InputError(f"{problem}; training has stopped. The checkpoint of step {job.progress['step']} in "
-                         f"{out} stays; train anew with a smaller rate, as --lr {settings['lr'] / 3:.2g}") from None
+        raise InputError(f"{problem}; training has stopped. The checkpoint of step {job.progress['step']} stays"
+                         f" in {out}; train anew with a smaller rate: --lr {settings['lr'] / 3:.2g}") from None
     except OSError as problem:
-        raise InputError(f"{problem.filename} could not be written: {problem.strerror}. The checkpoint of step "
-                         f"{job.progress['step']} stays; make room, then go on with --resume --out {out}") from None
+        raise InputError(f"{problem.filename} could not be written: {problem.strerror}. The checkpoint of "
+                         f"step {job.progress['step']} stays; make room, then --resume --out {out}") from None
     if row is None:
         print(f"Stopped and saved at step {trainer.steps} of {trainer.recipe.steps}. "
               f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
         sys.exit(130)
     sample = generate(trainer.ops, trainer.p, job.tokenizer.encode("\n"), 200, 0.8, 40, seed=settings["seed"])
-    print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, {row['bits_per_character']:.4f} "
-          f"bits a character, after {row['seconds']:.0f} seconds. It writes:\n")
+    print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, "
+          f"{row['bits_per_character']:.4f} bits a character, after {row['seconds']:.0f} s. It writes:\n")
     print("".join(text_pieces(job.tokenizer, sample)))
     print(f"\nIn {out}/: the model, training.safetensors for --resume, log.csv, loss.png\n"
           f"""More of its text: make generate ARGS="--model {out} --prompt 'ROMEO:'\"""")

@@ -1,4 +1,4 @@
-"""One BLAS thread, as in training: a test's small products are slower on several threads that wait for each other."""
+"""One BLAS thread, as in training: several threads would wait for each other in a test's small products."""
 import numpy  # noqa: F401  (its BLAS must be loaded before it can be limited)
 from threadpoolctl import threadpool_limits
 

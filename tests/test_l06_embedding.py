@@ -1,6 +1,6 @@
 """The tests of f are test_f and test_f_*: they are also lesson 6's exercises.
 
-The oracles: a product with a one-hot matrix built here, finite differences, and the paper's formula in a loop.
+The oracles: a product with a one-hot matrix built here, finite differences, the paper's formula in a loop.
 """
 import math
 
@@ -101,8 +101,8 @@ def test_embedding_forward_refuses_positions_outside_the_table(room, start):
 
 @pytest.mark.parametrize("channels", [8, 1, 5])
 def test_sinusoidal_positions(channels):
-    want = [[(math.cos if c % 2 else math.sin)(pos / 10000 ** ((c - c % 2) / channels)) for c in range(channels)]
-            for pos in range(20)]
+    want = [[(math.cos if c % 2 else math.sin)(pos / 10000 ** ((c - c % 2) / channels))
+             for c in range(channels)] for pos in range(20)]
     assert_close(lesson.sinusoidal_positions(20, channels), want, "table", rtol=1e-4, atol=1e-5)
 
 
@@ -113,8 +113,12 @@ def test_sinusoidal_positions_are_alike_by_distance_alone(a, b, shift, pairs):
     assert_close(table[a + shift] @ table[b + shift], table[a] @ table[b], "product of two positions")
 
 
-@pytest.mark.parametrize("B, T, C, V, start, dtype", [(1, 1, 1, 1, 0, np.int64), (2, 5, 3, 1, 1, np.int32),
-                                                      (3, 7, 129, 65, 2, np.uint16), (2, 0, 4, 5, 0, np.int64)])
+@pytest.mark.parametrize("B, T, C, V, start, dtype", [
+    (1, 1, 1, 1, 0, np.int64),
+    (2, 5, 3, 1, 1, np.int32),
+    (3, 7, 129, 65, 2, np.uint16),
+    (2, 0, 4, 5, 0, np.int64),
+])
 def test_add_rows_and_scatter_rows_in_the_cpu_room(B, T, C, V, start, dtype):
     g = np.random.default_rng(T)
     tokens = g.integers(0, V, (B, T)).astype(dtype)

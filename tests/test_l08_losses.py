@@ -196,7 +196,7 @@ def test_contrastive_backward_survives_scores_of_1000(dtype):
     _, cache = lesson.contrastive_forward(CROSS.astype(dtype), np.array([1, 0, 3, 2]), np.float64(1))
     dq = lesson.contrastive_backward(1.0, cache)
     assert dq.dtype == dtype
-    # each row is pulled to its partner and pushed from each of the two others, half as strongly, in both roles
+    # a row is pulled to its partner and pushed from each of the two others, half as strongly, in both roles
     want = (-2 * CROSS[[1, 0, 3, 2]] + CROSS[[2, 2, 0, 0]] + CROSS[[3, 3, 1, 1]]) / 4
     assert_close(dq, want, "dq", rtol=1e-4, atol=1e-4)
 
@@ -234,7 +234,8 @@ def test_rows_in_place_in_the_cpu_room(V, scale, ignored):
     t = np.where(g.random((3, 7)) < ignored, -1, g.integers(0, V, (3, 7))).astype(np.int32)
     for total in None, 30:
         n = total or max((t >= 0).sum(), 1)
-        want = (np.exp(log_softmax(x.astype(float))) - (t[..., None] == np.arange(V))) * (t >= 0)[..., None] / n
+        p, truth = np.exp(log_softmax(x.astype(float))), t[..., None] == np.arange(V)
+        want = (p - truth) * (t >= 0)[..., None] / n
         loss, dlogits = cpu.cross_entropy(x.copy(), t, total)
         assert isinstance(loss, float) and dlogits.dtype == np.float32
         assert_close(loss, losses(x, t).sum() / n, "loss")

@@ -20,13 +20,15 @@ mask = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1], [1, 1, 1, 1,
 B, H, C = 2, 2, 6
 packed_q, packed_kv, packed_qkv = (rng.normal(size=s) for s in [(B, 3, C), (B, 5, 2 * C), (B, 4, 3 * C)])
 rooms = pytest.mark.parametrize("room", [lesson, cpu], ids=["numpy", "cpu"])
-cases = pytest.mark.parametrize("causal, lengths", [(False, None), (True, None), (False, [5, 2]), (True, [1, 4])])
+cases = pytest.mark.parametrize(
+    "causal, lengths", [(False, None), (True, None), (False, [5, 2]), (True, [1, 4])])
 
 
 def formula(q, k, v, mask):
     """softmax(q k^T / sqrt(D)) v, each query by itself over the keys it may see. (T, D) or (B, T, D)"""
     if q.ndim == 3:
-        return np.array([formula(*one) for one in zip(q, k, v, np.broadcast_to(mask, (len(q), *mask.shape[-2:])))])
+        masks = np.broadcast_to(mask, (len(q), *mask.shape[-2:]))  # one for each row of the batch
+        return np.array([formula(*one) for one in zip(q, k, v, masks)])
     p = [np.exp(k[see] @ one / math.sqrt(len(one))) for one, see in zip(q, mask)]
     return np.array([p @ v[see] / p.sum() for p, see in zip(p, mask)])
 
@@ -73,7 +75,8 @@ def test_attention_forward_does_not_see_what_is_masked():
     k2, v2 = k.copy(), v.copy()
     k2[:, 1], v2[:, 1] = 1000, 1e9
     see = np.arange(5) != 1
-    assert np.array_equal(lesson.attention_forward(q, k, v, see)[0], lesson.attention_forward(q, k2, v2, see)[0])
+    (one, _), (two, _) = lesson.attention_forward(q, k, v, see), lesson.attention_forward(q, k2, v2, see)
+    assert np.array_equal(one, two)
 
 
 def test_attention_forward_masks_with_minus_infinity_and_not_with_a_large_number():
@@ -165,7 +168,8 @@ def test_merge_heads():
     x = rng.normal(size=(2, 3, 4, 5))  # (B, H, T, D)
     assert_close(lesson.merge_heads(x), np.concatenate([x[:, h] for h in range(3)], axis=-1), "out")
     heads = packed_q.reshape(B, 3, H, C // H).swapaxes(1, 2)
-    assert np.shares_memory(lesson.merge_heads(heads), packed_q), "merge_heads should undo split_heads by a view"
+    merged = lesson.merge_heads(heads)
+    assert np.shares_memory(merged, packed_q), "merge_heads should undo split_heads by a view"
 
 
 # the operations, in both rooms; the float32 room is held to what float32 can do
@@ -220,8 +224,10 @@ def test_self_attention_backward(room, causal, lengths):
 @rooms
 def test_self_attention_forward_is_causal_by_default_and_cross_attention_forward_is_not(room):
     (qkv, q, kv), tolerance = run(room, packed_qkv, packed_q, packed_kv)
-    assert_close(room.self_attention_forward(qkv, H)[0], multi_head_self(packed_qkv, H, True), "self", **tolerance)
-    assert_close(room.cross_attention_forward(q, kv, H)[0], multi_head(packed_q, packed_kv, H), "cross", **tolerance)
+    out, _ = room.self_attention_forward(qkv, H)
+    assert_close(out, multi_head_self(packed_qkv, H, True), "self", **tolerance)
+    out, _ = room.cross_attention_forward(q, kv, H)
+    assert_close(out, multi_head(packed_q, packed_kv, H), "cross", **tolerance)
 
 
 @rooms
@@ -233,7 +239,8 @@ def test_self_attention_forward_of_the_past_does_not_know_the_future(room, T):
         changed = qkv.copy()
         changed[:, t:] = -9
         got, _ = room.self_attention_forward(changed, H)
-        assert np.array_equal(got[:, :t], out[:, :t]), f"what stands at {t} and later changed an earlier output"
+        assert np.array_equal(got[:, :t], out[:, :t]), (
+            f"what stands at {t} and later changed an earlier output")
         assert not np.allclose(got[:, t:], out[:, t:])
 
 
@@ -266,7 +273,8 @@ def test_self_attention_treats_each_row_of_the_batch_by_itself(room):
     out, cache = room.self_attention_forward(qkv, H, True, lengths)
     out2, cache2 = room.self_attention_forward(qkv[order], H, True, lengths[order])
     assert_close(out2, out[order], "out, batch in another order", **tolerance)
-    dqkv, dqkv2 = room.self_attention_backward(dout.copy(), cache), room.self_attention_backward(dout[order], cache2)
+    dqkv = room.self_attention_backward(dout.copy(), cache)
+    dqkv2 = room.self_attention_backward(dout[order], cache2)
     assert_close(dqkv2, dqkv[order], "dqkv, batch in another order", **tolerance)
 
 
@@ -275,7 +283,7 @@ def test_self_attention_treats_each_row_of_the_batch_by_itself(room):
 def test_cross_attention_forward_of_the_last_queries_is_the_end_of_self_attention_forward(room, last):
     (qkv,), tolerance = run(room, rng.normal(size=(2, 40, 3 * C)))
     want, _ = room.self_attention_forward(qkv, H)
-    got, _ = room.cross_attention_forward(qkv[:, -last:, :C], qkv[..., C:], H, causal=True)  # as with a KV cache
+    got, _ = room.cross_attention_forward(qkv[:, -last:, :C], qkv[..., C:], H, causal=True)  # like a KV cache
     assert_close(got, want[:, -last:], "out", **tolerance)
 
 
@@ -291,8 +299,9 @@ def test_self_attention_backward_is_linear_in_dout(room):
 @rooms
 def test_attention_stays_in_float32(room):
     q, kv, qkv = (a.astype(np.float32) for a in (packed_q, packed_kv, packed_qkv))
-    for out, cache, back in [(*room.cross_attention_forward(q, kv, H, True, [4, 5]), room.cross_attention_backward),
-                             (*room.self_attention_forward(qkv, H), room.self_attention_backward)]:
+    for (out, cache), back in [
+            (room.cross_attention_forward(q, kv, H, True, [4, 5]), room.cross_attention_backward),
+            (room.self_attention_forward(qkv, H), room.self_attention_backward)]:
         assert all(a.dtype == np.float32 for a in (out, *back(out, cache)))
 
 
@@ -304,15 +313,16 @@ def test_attention_stays_in_float32(room):
 def test_the_cpu_room_equals_numpy_for_odd_lengths_and_views(T, causal):
     g, H, C = np.random.default_rng(T), 3, 24
     wide = g.normal(size=(2, T + 2, 5 * C)).astype(np.float32)
-    qkv, q, kv = wide[:, 1:-1, C:4 * C], wide[:, -(T + 1) // 2:, :C], wide[:, :T, 2 * C:4 * C]  # views, not copies
+    qkv = wide[:, 1:-1, C:4 * C]  # all three are views, not copies
+    q, kv = wide[:, -(T + 1) // 2:, :C], wide[:, :T, 2 * C:4 * C]
     for lengths in (None, np.array([(T + 1) // 2, T], np.int32)):
         for name, arrays in ("self", [qkv]), ("cross", [q, kv]):
             outs, caches = zip(*(getattr(room, f"{name}_attention_forward")(*arrays, H, causal, lengths)
                                  for room in (lesson, cpu)))
             assert_close(outs[1], outs[0], f"{name} out", rtol=1e-4, atol=1e-5)
             dout = g.normal(size=(*outs[0].shape[:2], 2 * C)).astype(np.float32)[..., C:]
-            want, got = (getattr(room, f"{name}_attention_backward")(dout.copy() if room is lesson else dout, cache)
-                         for room, cache in zip((lesson, cpu), caches))
+            want, got = (getattr(room, f"{name}_attention_backward")(d, cache)
+                         for room, d, cache in zip((lesson, cpu), (dout.copy(), dout), caches))
             for w, x in zip(want, got) if name == "cross" else [(want, got)]:
                 assert_close(x, w, f"{name} gradient", rtol=1e-4, atol=1e-4)
 
@@ -347,7 +357,8 @@ def test_the_cpu_room_shows_a_nan():
 
 
 @pytest.mark.parametrize("tile", [1, 2, 3, 4, 5, 64])
-@pytest.mark.parametrize("see", [None, mask, np.array([0, 1, 0, 0, 1], bool)], ids=["none", "mask", "padding"])
+@pytest.mark.parametrize("see", [None, mask, np.array([0, 1, 0, 0, 1], bool)],
+                         ids=["none", "mask", "padding"])
 def test_flash_attention(tile, see):
     full = np.broadcast_to(True if see is None else see, (4, 5))
     assert_close(lesson.flash_attention(q, k, v, see, tile=tile), formula(q, k, v, full), "out")
@@ -356,7 +367,7 @@ def test_flash_attention(tile, see):
 def test_flash_attention_survives_tiles_in_which_all_is_masked():
     q, k, v = rng.normal(size=(3, 1, 6, 2))
     with np.errstate(invalid="raise", divide="raise"):
-        for see in (np.tri(6, dtype=bool), np.tri(6, dtype=bool)[::-1, ::-1]):  # first tiles masked, or last ones
+        for see in (np.tri(6, dtype=bool), np.tri(6, dtype=bool)[::-1, ::-1]):  # first or last tiles masked
             assert_close(lesson.flash_attention(q, k, v, see, tile=2), formula(q, k, v, see), "out")
 
 
@@ -384,8 +395,10 @@ def test_flash_attention_never_holds_all_scores():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 1024 * 1024 * 8 / 10, f"{peak / 1e6:.1f} MB at once; all scores are 8.4 MB, a tile is 0.03 MB"
+    assert peak < 1024 * 1024 * 8 / 10, (
+        f"{peak / 1e6:.1f} MB at once; all scores are 8.4 MB, a tile is 0.03 MB")
 
 
 def test_flash_attention_stays_in_float32():
-    assert lesson.flash_attention(*(x.astype(np.float32) for x in (q, k, v)), mask, tile=2).dtype == np.float32
+    out = lesson.flash_attention(*(x.astype(np.float32) for x in (q, k, v)), mask, tile=2)
+    assert out.dtype == np.float32

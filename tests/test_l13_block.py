@@ -321,11 +321,12 @@ def test_branch_forward_and_branch_backward(dropout):
     assert_close(dbias, (keep * dout).sum((0, 1)), "dbias")
 
 
-def test_main_shows_a_gradient_that_survives_48_blocks(capsys):
+def test_main_shows_numbers_and_a_gradient_that_survive_48_blocks(capsys):
     lesson.main()
     lines = capsys.readouterr().out.splitlines()
-    plain, both = (float(line.split()[-1]) for line in lines if line.startswith(("plain", "with both")))
-    assert 0.01 < both < 100 and not 1e-4 < plain < 1e4
+    plain, both = ([float(word) for word in line.split()[-5:]] for line in lines if line.startswith(("plain", "both")))
+    assert 0.01 < both[2] < 100 and 0.01 < both[4] < 100, f"with norm and residual: {both}"
+    assert plain[2] < 1e-4 and plain[4] < 1e-4, f"without, all should fade: {plain}"
 
 
 # the kernels (rows (N, C), float32), each against one line of NumPy

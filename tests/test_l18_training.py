@@ -1,4 +1,4 @@
-"""Lesson 18: the tests of f are test_f and test_f_*. Oracles: plain counting, and one thread against several."""
+"""Lesson 18: the tests of f are test_f and test_f_*. Oracles: plain counting, one thread against several."""
 import math
 
 import numpy as np
@@ -17,7 +17,8 @@ QUICK = {name: recipe._replace(batch=6, steps=150, warmup=5) for name, recipe in
 
 
 def trainer(optimizer="muon", threads=2, seed=0, room="cpu", **changes):
-    return lesson.Trainer(devices.ops(room), CONFIG, optimizer, QUICK[optimizer]._replace(**changes), threads, seed)
+    recipe = QUICK[optimizer]._replace(**changes)
+    return lesson.Trainer(devices.ops(room), CONFIG, optimizer, recipe, threads, seed)
 
 
 def test_split_keeps_the_last_tenth_for_validation():
@@ -26,7 +27,8 @@ def test_split_keeps_the_last_tenth_for_validation():
 
 def test_rows_targets_are_the_inputs_one_position_later():
     X, Y = lesson.rows(np.arange(50), batch=7, block=9, seed=3, step=1)
-    assert X.shape == Y.shape == (7, 9), f"got {X.shape} and {Y.shape}, expected (7, 9): batch rows of block tokens"
+    assert X.shape == Y.shape == (7, 9), (
+        f"got {X.shape} and {Y.shape}, expected (7, 9): batch rows of block tokens")
     assert (Y == X + 1).all(), "Y[b, t] is the token that follows X[b, t] in the text"
 
 
@@ -42,7 +44,8 @@ def test_rows_depend_on_seed_and_step_alone():
     def draw(seed, step):
         return lesson.rows(TOKENS, batch=4, block=8, seed=seed, step=step)[0].tolist()
 
-    assert draw(1, 5) == draw(1, 5), "the same seed and step drew other rows: a resumed run would see another text"
+    assert draw(1, 5) == draw(1, 5), (
+        "the same seed and step drew other rows: a resumed run would see another text")
     assert draw(1, 5) != draw(1, 6) and draw(1, 5) != draw(2, 5), "another step or seed must draw other rows"
 
 
@@ -51,7 +54,8 @@ def test_rows_depend_on_seed_and_step_alone():
 def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
     pieces = [lesson.share(start, start + n, i, parts) for i in range(parts)]
     covered = [k for piece in pieces for k in range(piece.start, piece.stop)]
-    assert covered == list(range(start, start + n)), "the pieces do not cover the range once: is a rest dropped?"
+    assert covered == list(range(start, start + n)), (
+        "the pieces do not cover the range once: is a rest dropped?")
     sizes = [piece.stop - piece.start for piece in pieces]
     assert max(sizes) - min(sizes) <= 1, f"sizes {sizes} differ by more than one"
 
@@ -60,13 +64,15 @@ def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
 def test_trainer_step_learns_a_small_text_by_heart(optimizer):
     t, tokens = trainer(optimizer, lr={"muon": 0.02, "adamw": 0.01, "sgd": 0.3}[optimizer]), np.arange(40) % 13
     losses = [loss for loss, _ in lesson.train(t, tokens)]
-    assert losses[0] == pytest.approx(math.log(13), rel=0.1), "an untrained model should be as good as guessing: log 13"
+    assert losses[0] == pytest.approx(math.log(13), rel=0.1), (
+        "an untrained model should be as good as guessing: log 13")
     assert losses[-1] < 0.5, f"after {t.steps} steps on 0, 1, 2, ... the loss is still {losses[-1]:.2f}"
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def test_trainer_step_is_the_same_on_one_and_on_several_threads(optimizer):
-    losses = {n: [loss for loss, _ in lesson.train(trainer(optimizer, n, steps=50), TOKENS)] for n in (1, 2, 4)}
+    losses = {n: [loss for loss, _ in lesson.train(trainer(optimizer, n, steps=50), TOKENS)]
+              for n in (1, 2, 4)}
     for n in 2, 4:  # 6 rows on 4 threads: shares of 1 and 2 rows
         assert_close(losses[n], losses[1], f"losses of {n} threads", rtol=0, atol=1e-4)
 
@@ -74,7 +80,8 @@ def test_trainer_step_is_the_same_on_one_and_on_several_threads(optimizer):
 def test_trainer_step_repeats_to_the_bit():
     a, b = trainer(), trainer()
     assert list(lesson.train(a, TOKENS)) == list(lesson.train(b, TOKENS))
-    assert (a.p.flat == b.p.flat).all(), "two runs with the same seed and threads ended in different parameters"
+    assert (a.p.flat == b.p.flat).all(), (
+        "two runs with the same seed and threads ended in different parameters")
 
 
 def test_trainer_step_gives_the_gradient_of_the_mean_over_all_rows():
@@ -91,7 +98,8 @@ def test_trainer_step_gives_the_gradient_of_the_mean_over_all_rows():
 def test_trainer_step_decays_matrices_and_not_vectors():
     t = trainer("adamw", weight_decay=0.5)
     before = t.p.flat.copy()
-    t.ops.gradient_norm_squared = lambda grads, start, stop: grads[:, start:stop].fill(0) or 0.0  # no gradient: only decay
+    # no gradient: only decay
+    t.ops.gradient_norm_squared = lambda grads, start, stop: grads[:, start:stop].fill(0) or 0.0
     for step in range(1, 4):
         t.step(*lesson.rows(TOKENS, 6, 8, 0, step))
     factor = np.prod([1 - t.recipe.lr * min(1, s / 5) * 0.5 for s in (1, 2, 3)])
@@ -135,4 +143,5 @@ def test_trainer_restore_goes_on_to_the_same_bits():
 
 def test_block_matrices_leave_out_tables_and_vectors():
     names = lesson.block_matrices(trainer().p)
-    assert len(names) == 8 and all(name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name for name in names)
+    assert len(names) == 8 and all(name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name
+                                   for name in names)

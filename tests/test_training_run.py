@@ -16,7 +16,8 @@ from lessons.training_run import COLUMNS
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "data" / "grimm.txt").read_text()[:20000]
-TINY = ["--tokenizer", "char", "--layers", "1", "--heads", "2", "--embd", "16", "--block", "16", "--batch", "4"]
+TINY = ["--tokenizer", "char", "--layers", "1", "--heads", "2", "--embd", "16",
+        "--block", "16", "--batch", "4"]
 
 
 @pytest.fixture
@@ -31,8 +32,9 @@ def train(*options):
 
 
 def process(*options, **how):
-    return subprocess.Popen([sys.executable, "-m", "lessons", "training", *map(str, options)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **how)
+    return subprocess.Popen([sys.executable, "-m", "lessons", "training", *map(str, options)],
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            cwd=ROOT, text=True, **how)
 
 
 def log(out):
@@ -41,8 +43,9 @@ def log(out):
 
 
 def what_was_learned(out):
-    """All that must be the same bits in an interrupted run: parameters, moments, and the log but for the clock."""
-    rows = [[row[name] for name in COLUMNS if name not in ("tokens_per_second", "seconds")] for row in log(out)]
+    """All that an interrupted run must have bit for bit: parameters, moments, the log but for the clock."""
+    rows = [[row[name] for name in COLUMNS if name not in ("tokens_per_second", "seconds")]
+            for row in log(out)]
     return {name: array.tobytes() for name, array in load_file(out / "training.safetensors").items()}, rows
 
 
@@ -151,7 +154,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(text, tmp_path):
 
 def test_a_loss_of_nan_stops_the_run_with_a_remedy(text, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 1e30, "--steps", 50, "--save-every", 1, "--out", tmp_path / "o")
+        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 1e30, "--steps", 50, "--save-every", 1,
+              "--out", tmp_path / "o")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "--lr" in error and "step" in error, error
     assert np.isfinite(load_file(tmp_path / "o" / "training.safetensors")["parameters"]).all()
@@ -219,7 +223,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(options, says, made, capsys, mo
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert error.count("\n") == 1 and says in error, f"expected one line with {says!r}, got: {error}"
-    assert {path: path.read_bytes() for path in made.rglob("*") if path.is_file()} == before, "it wrote something"
+    after = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    assert after == before, "it wrote something"
 
 
 def truncate(path):
@@ -249,8 +254,11 @@ def test_resume_refuses_a_damaged_checkpoint_and_leaves_it(damage, text, tmp_pat
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("options, says", [("--embd 32", "--embd 32 (there: 16)"), ("--lr 0.5 --seed 3", "--seed 3"),
-                                           ("--optimizer sgd", "--optimizer sgd")])
+@pytest.mark.parametrize("options, says", [
+    ("--embd 32", "--embd 32 (there: 16)"),
+    ("--lr 0.5 --seed 3", "--seed 3"),
+    ("--optimizer sgd", "--optimizer sgd"),
+])
 def test_resume_names_the_settings_that_differ(options, says, text, tmp_path, capsys):
     out = tmp_path / "out"
     train("--data", text, *TINY, "--steps", 4, "--out", out)

@@ -26,7 +26,7 @@ def self_attention_backward(dout, cache):  # (B, T, C) -> (B, T, 3C)
     return dqkv
 
 
-def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> (B, Tq, C)
+def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> like q
     return forward(*heads(q, n_head, 1), *heads(kv, n_head, 2), causal, lengths)
 
 
