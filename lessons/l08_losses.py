@@ -85,7 +85,7 @@ def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float,
 
 
 def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> float
-    """The mean over all rows i, with j = partner[i] and t the temperature, of
+    """The mean over the rows i, with j = partner[i] and t the temperature, of
 
         -log( exp(q_i.q_j / t) / sum over k != i of exp(q_i.q_k / t) )
 

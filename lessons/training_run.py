@@ -22,7 +22,7 @@ from lessons import devices
 from lessons.errors import InputError, Parser, non_negative_int, positive_float, positive_int
 from lessons.l05_tokenizer import char_tokenizer, gpt2_tokenizer, train_bpe
 from lessons.l16_gpt import Config, count_flops, count_parameters
-from lessons.l17_weights import load_state, save_model, save_state
+from lessons.l17_weights import load_state, save_model, save_state, write_atomically
 from lessons.l18_training import RECIPES, Diverged, Trainer, split, train
 from lessons.l19_generation import generate, text_pieces
 from lessons.texts import read_text
@@ -122,7 +122,8 @@ def cut_log(log, step):
     lines = log.read_text().splitlines()[1:] if log.exists() else []
     whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # the last may be half a line
     kept = [line for line in whole if int(line.split(",")[0]) <= step]
-    log.write_text("\n".join([",".join(COLUMNS), *kept]) + "\n")
+    text = "\n".join([",".join(COLUMNS), *kept]) + "\n"
+    write_atomically(log, lambda file: file.write_text(text))
 
 
 @dataclass
@@ -145,6 +146,10 @@ class Job:
                    {"settings": self.settings, "progress": progress})
         self.progress["step"] = self.trainer.steps
         save_model(self.out, self.trainer.p, self.tokenizer)
+
+    def kept(self):
+        step = self.progress["step"]
+        return f"the checkpoint of step {step} stays in {self.out}" if step else "no checkpoint was made yet"
 
     def step_tokens(self):
         return self.trainer.recipe.batch * self.trainer.p.config.block_size
@@ -170,7 +175,12 @@ class Job:
         """The steps that are left, with a bar. -> the log's last row, or None where Ctrl-C stopped it."""
         trainer, progress, stop, row = self.trainer, self.progress, [], None
         steps, begin = trainer.recipe.steps, time.perf_counter() - progress["seconds"]
-        default = signal.signal(signal.SIGINT, lambda *_: stop.append(signal.signal(signal.SIGINT, default)))
+
+        def interrupted(*_):  # the step is finished first; a second Ctrl-C ends at once
+            stop.append(True)
+            signal.signal(signal.SIGINT, default)
+
+        default = signal.signal(signal.SIGINT, interrupted)
         with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
                       TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn()) as screen:
             bar = screen.add_task("", total=steps, completed=trainer.steps, loss=math.nan, speed=math.nan)
@@ -272,11 +282,11 @@ def run(argv):
         if row is not None:
             draw(out)
     except Diverged as problem:
-        raise InputError(f"{problem}; training has stopped. The checkpoint of step {job.progress['step']} stays"
-                         f" in {out}; train anew with a smaller rate: --lr {settings['lr'] / 3:.2g}") from None
+        raise InputError(f"{problem}; {job.kept()}. Train anew with a smaller rate: "
+                         f"--lr {settings['lr'] / 3:.2g}") from None
     except OSError as problem:
-        raise InputError(f"{problem.filename} could not be written: {problem.strerror}. The checkpoint of "
-                         f"step {job.progress['step']} stays; make room, then --resume --out {out}") from None
+        raise InputError(f"{problem.filename} could not be written: {problem.strerror}; {job.kept()}. "
+                         "Make room, then go on with --resume, or anew") from None
     if row is None:
         print(f"Stopped and saved at step {trainer.steps} of {trainer.recipe.steps}. "
               f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)

@@ -324,7 +324,8 @@ def test_branch_forward_and_branch_backward(dropout):
 def test_main_shows_numbers_and_a_gradient_that_survive_48_blocks(capsys):
     lesson.main()
     lines = capsys.readouterr().out.splitlines()
-    plain, both = ([float(word) for word in line.split()[-5:]] for line in lines if line.startswith(("plain", "both")))
+    plain, both = ([float(word) for word in line.split()[-5:]]
+                   for line in lines if line.startswith(("plain", "both")))
     assert 0.01 < both[2] < 100 and 0.01 < both[4] < 100, f"with norm and residual: {both}"
     assert plain[2] < 1e-4 and plain[4] < 1e-4, f"without, all should fade: {plain}"
 

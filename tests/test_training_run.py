@@ -1,5 +1,6 @@
 """The command line of lesson 18: what it writes, what it survives, what it answers to bad input."""
 import csv
+import os
 import pathlib
 import resource
 import signal
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lessons.__main__ import run as lessons_run
-from lessons.training_run import COLUMNS
+from lessons.training_run import COLUMNS, cut_log
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "data" / "grimm.txt").read_text()[:20000]
@@ -80,7 +81,7 @@ def test_the_last_row_is_the_loss_of_the_saved_model_on_the_whole_validation_tex
 
 
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(text, tmp_path):
-    options = ["--data", text, *TINY, "--steps", 600, "--eval-every", 100, "--save-every", 30, "--threads", 2]
+    options = ["--data", text, *TINY, "--steps", 1500, "--eval-every", 100, "--save-every", 30, "--threads", 2]
     train(*options, "--out", tmp_path / "whole")
     out, kills, rng = tmp_path / "killed", 0, np.random.default_rng(0)
     running = process(*options, "--out", out)
@@ -88,15 +89,30 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(text, tmp_path):
         while not (out / "training.safetensors").exists() and running.poll() is None:
             time.sleep(0.02)  # before its first checkpoint there is nothing to go on from
         try:
-            running.wait(timeout=1.3 + rng.random() * 0.7 if kills < 3 else 100)
+            running.communicate(timeout=1 + rng.random() if kills < 4 else 100)
         except subprocess.TimeoutExpired:
             running.kill()
-            running.wait()
+            running.communicate()
             kills += 1
             running = process("--resume", "--out", out, "--threads", 2)
-    assert running.returncode == 0, running.stderr.read()
+    assert running.returncode == 0, "the resumed run failed"
     assert kills > 0, "the run was over before it could be killed: give it more steps"
-    assert what_was_learned(out) == what_was_learned(tmp_path / "whole")
+    (got, got_log), (want, want_log) = what_was_learned(out), what_was_learned(tmp_path / "whole")
+    assert got_log == want_log, f"log.csv after {kills} kills differs from that of a run without"
+    assert got == want, f"after {kills} kills {[name for name in want if got[name] != want[name]]} have other bits"
+
+
+def test_a_kill_while_the_log_is_cut_loses_no_row(tmp_path, monkeypatch):
+    log_file = tmp_path / "log.csv"
+    rows = [",".join(COLUMNS), *(f"{step},1,1,1,1,1,1,1,1" for step in (10, 20, 30)), "40,1,1"]
+    log_file.write_text("\n".join(rows))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cut_log(log_file, 20)
+    assert log_file.read_text() == "\n".join(rows)
+    monkeypatch.undo()
+    cut_log(log_file, 20)
+    assert log_file.read_text().split() == rows[:3]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
