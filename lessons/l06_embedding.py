@@ -1,4 +1,4 @@
-"""Lesson 6: embedding, which turns a token's number into a vector that can be learned.
+"""Lesson 6: embedding. How does a token's number become a vector that can be learned?
 
 Token 17 is no larger than token 3 in any sense that matters: an id is a name. So each token owns one row
 of a table W, and its vector is that row. Position t owns a row of a second table, because otherwise

@@ -1,4 +1,4 @@
-"""Lesson 8: losses, the one number that says how wrong a model is, and which way to push it.
+"""Lesson 8: losses. How wrong is a model, in one number, and which way should it be pushed?
 
     softmax         p_j = exp(x_j) / sum_k exp(x_k)                     scores become probabilities
     cross-entropy   -log p[target]                                      "you gave the truth too little"

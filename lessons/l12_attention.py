@@ -1,4 +1,4 @@
-"""Lesson 12: attention, which lets every position choose the positions it wants to learn from.
+"""Lesson 12: attention. How does a position find what it needs among all the others?
 
 An LSTM carries the past along in one vector. Attention keeps all of it and looks things up. Each position
 asks a question q and offers a key k and a value v. Where question and key agree, the value comes through:
