@@ -53,8 +53,8 @@ class Parameters:
     """Named views of one flat buffer, each starting on a 64-byte boundary (a cache line: 16 float32).
 
     p["wte.weight"] is an array, p["ln_f"] a module's (weight, bias), p.blocks[2]["attn.c_attn"] block 2's.
-    Zero at first. p.flat[:p.n_tables] are the tables, p.flat[p.n_tables:p.n_matrices] the blocks' matrices,
-    then come vectors. The padding between views stays 0.
+    Zero at first. p.parts are slices of p.flat: tables, the blocks' matrices, vectors. Optimizers treat these
+    differently. The padding between views stays 0.
     """
 
     def __init__(self, config, flat=None, dtype=np.float32):
@@ -62,10 +62,8 @@ class Parameters:
         for name, shape in spec.items():
             starts[name] = end
             end += (math.prod(shape) + 15) // 16 * 16
-            if len(shape) == 2:
-                self.n_matrices = end
-            if name == "wpe.weight":
-                self.n_tables = end
+        cuts = 0, starts["h.0.attn.c_attn.weight"], starts["h.0.ln_1.weight"], end
+        self.parts = dict(zip(("tables", "matrices", "vectors"), map(slice, cuts[:-1], cuts[1:])))
         self.flat = aligned_zeros(end, dtype) if flat is None else flat
         self.views = {name: self.flat[starts[name]:starts[name] + math.prod(shape)].reshape(shape)
                       for name, shape in spec.items()}
@@ -106,7 +104,7 @@ def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  
     """Logits of the next token at each position; the first token stands at position `start`.
 
     attention(qkv, layer) -> (out, cache) takes the place of causal self-attention: generation remembers there
-    what it has seen (lesson 19).
+    what it has seen (lesson 19). dropout is lesson 13's: every step and every thread needs its own seed.
     """
     config = p.config
     if attention is None:

@@ -26,23 +26,27 @@ from lessons.l16_gpt import Config, Parameters, aligned_zeros, gpt_backward, gpt
 
 
 class Recipe(NamedTuple):
-    """How one optimizer is used. The rate rises over `warmup` steps and falls in a line to 0."""
+    """How one optimizer is used. The rate rises over `warmup` steps to lr and falls in a line to 0."""
 
-    lr: float  # Muon's for the blocks' matrices; all else gets adam_lr
+    lr: float
     batch: int  # rows
     steps: int
     warmup: int
-    weight_decay: float = 0.0  # of what lr is for, biases and norms excepted
-    adam_lr: float = 0.0
+    weight_decay: float = 0.0
 
 
 RECIPES = {
-    "muon": Recipe(lr=0.02, adam_lr=0.004, batch=16, steps=3400, warmup=50, weight_decay=0.1),
+    "muon": Recipe(lr=0.02, batch=16, steps=3400, warmup=50, weight_decay=0.1),
     "adamw": Recipe(lr=0.004, batch=12, steps=4800, warmup=200, weight_decay=0.1),
     "sgd": Recipe(lr=0.1, batch=12, steps=4800, warmup=200),
 }
+PARTS = {  # optimizer -> for each part of the parameters: the operation, its share of lr and of weight_decay
+    "muon": {"tables": ("adamw", 0.2, 0), "matrices": ("muon", 1, 1), "vectors": ("adamw", 0.2, 0)},
+    "adamw": {"tables": ("adamw", 1, 1), "matrices": ("adamw", 1, 1), "vectors": ("adamw", 1, 0)},
+    "sgd": {"tables": ("sgd", 1, 1), "matrices": ("sgd", 1, 1), "vectors": ("sgd", 1, 0)},
+}
 CLIP = 1.0  # the largest norm of a gradient
-BETAS, EPS, MOMENTUM = (0.9, 0.99), 1e-8, {"sgd": 0.9, "muon": 0.95}
+BETAS, EPS, MOMENTUM = (0.9, 0.99), 1e-8, {"muon": 0.95, "sgd": 0.9}
 
 
 class Diverged(Exception):
@@ -84,7 +88,7 @@ class Trainer:
         self.flat_grads = aligned_zeros(threads * n, np.float32).reshape(threads, n)
         self.grads = [Parameters(config, flat) for flat in self.flat_grads]
         self.m, self.v = aligned_zeros(n, np.float32), aligned_zeros(n, np.float32)
-        self.memory = Parameters(config, self.m)  # m under its names, for Muon
+        self.memory, self.matrices = Parameters(config, self.m), block_matrices(self.p)  # for Muon
         self.pool = ThreadPoolExecutor(threads)
 
     def together(self, function):
@@ -119,21 +123,19 @@ class Trainer:
         return warmup_linear(self.steps, self.recipe.steps + 1, self.recipe.warmup, 1.0)
 
     def update(self, i, scale):
-        """The i-th share of the parameters, changed by the optimizer."""
-        ops, p, g, r = self.ops, self.p, self.grads[0], self.recipe
-        lr, adam_lr = r.lr * self.rate(), r.adam_lr * self.rate()
-        if self.optimizer == "sgd":
-            s = share(0, p.flat.size, i, self.threads)
-            ops.sgd(p.flat[s], g.flat[s], self.m[s], lr, MOMENTUM["sgd"], r.weight_decay, scale)
-            return
-        adam = [(0, p.n_matrices, lr, r.weight_decay), (p.n_matrices, p.flat.size, lr, 0.0)]
-        if self.optimizer == "muon":
-            for name in block_matrices(p)[i::self.threads]:
-                ops.muon(p[name], g[name], self.memory[name], lr, MOMENTUM["muon"], r.weight_decay, scale)
-            adam = [(0, p.n_tables, adam_lr, 0.0), (p.n_matrices, p.flat.size, adam_lr, 0.0)]
-        for start, stop, rate, decay in adam:
-            s = share(start, stop, i, self.threads)
-            ops.adamw(p.flat[s], g.flat[s], self.m[s], self.v[s], rate, *BETAS, EPS, decay, self.steps, scale)
+        """The i-th thread's share of every part of the parameters, changed by the optimizer."""
+        ops, p, g = self.ops, self.p.flat, self.grads[0].flat
+        for part, (op, rate, decay) in PARTS[self.optimizer].items():
+            lr, decay = self.recipe.lr * self.rate() * rate, self.recipe.weight_decay * decay
+            s = share(self.p.parts[part].start, self.p.parts[part].stop, i, self.threads)
+            if op == "sgd":
+                ops.sgd(p[s], g[s], self.m[s], lr, MOMENTUM[op], decay, scale)
+            elif op == "adamw":
+                ops.adamw(p[s], g[s], self.m[s], self.v[s], lr, *BETAS, EPS, decay, self.steps, scale)
+            else:  # whole matrices, not slices
+                for name in self.matrices[i::self.threads]:
+                    matrix, gradient, m = (x[name] for x in (self.p, self.grads[0], self.memory))
+                    ops.muon(matrix, gradient, m, lr, MOMENTUM[op], decay, scale)
 
     def arrays(self):
         """All that a later process needs to go on, with the number of steps."""

@@ -8,14 +8,15 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 def read_text(name):
     """The text called `name` in data/, or of the UTF-8 file `name`. InputError says what is wrong with it."""
-    path = DATA / f"{name}.txt"
-    if "/" in name or not path.is_file():
-        path = pathlib.Path(name)
-    if path.is_dir():
-        raise InputError(f"{name} is a folder: name a text file in it")
-    if not path.exists():
-        raise InputError(f"there is no file {name}, and no text of that name; there are {', '.join(names())}")
-    raw = path.read_bytes()
+    path = DATA / f"{name}.txt" if name in names() else pathlib.Path(name)
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise InputError(f"{name} is a folder: name a text file in it") from None
+    except FileNotFoundError:
+        raise InputError(f"there is no file {name}; texts that are here: {', '.join(names())}") from None
+    except OSError as problem:
+        raise InputError(f"{name} cannot be read: {problem.strerror}; name another file") from None
     if not raw:
         raise InputError(f"{name} is empty: give a file with text in it")
     if b"\0" in raw:

@@ -1,11 +1,5 @@
-"""The main job around lesson 18: its command line, the folder it writes, the screen.
-
-    DIR/model.safetensors, config.json, tokenizer.json    the model, as other programs open it (lesson 17)
-    DIR/training.safetensors                              all that --resume needs, in one file
-    DIR/log.csv, loss.png                                 how it went
-"""
+"""The main job around lesson 18: its command line, its screen, and what it saves when."""
 import argparse
-import csv
 import hashlib
 import math
 import os
@@ -20,21 +14,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lessons import devices
 from lessons.errors import InputError, Parser, non_negative_int, positive_float, positive_int
-from lessons.l05_tokenizer import char_tokenizer, gpt2_tokenizer, train_bpe
+from lessons.generation_run import encode_prompt
+from lessons.l05_tokenizer import char_tokenizer, gpt2_tokenizer, load_tokenizer, train_bpe
 from lessons.l16_gpt import Config, count_flops, count_parameters
-from lessons.l17_weights import load_state, save_model, save_state, write_atomically
+from lessons.l17_weights import save_model, save_state
 from lessons.l18_training import RECIPES, Diverged, Trainer, split, train
 from lessons.l19_generation import generate, text_pieces
+from lessons.run_folder import COLUMNS, add_to_log, cut_log, draw, held, new_folder, stopped_run
 from lessons.texts import read_text
 
-FILES = {"model.safetensors", "config.json", "tokenizer.json", "training.safetensors", "log.csv", "loss.png"}
-COLUMNS = ["step", "tokens", "train_loss", "val_loss", "bits_per_character", "learning_rate", "grad_norm",
-           "tokens_per_second", "seconds"]
 INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
 NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}  # since the log's last row; busy are seconds
 LINE = ("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats a token, "
         "[bold]{bits_per_character:.3f}[/] bits a character")
-RUN = [  # what a run is: option, how it is read, what --help says
+OPTIONS = [  # option, how it is read, what --help says
     ("--data", {}, "a text file, or the name of a text in data/ (default: shakespeare)"),
     ("--tokenizer", {"choices": ["bpe", "char", "gpt2"]}, "(default: bpe)"),
     ("--vocab-size", {"type": positive_int}, "how many tokens bpe makes (default: 512)"),
@@ -47,22 +40,25 @@ RUN = [  # what a run is: option, how it is read, what --help says
     ("--steps", {"type": positive_int}, "(default: the optimizer's recipe)"),
     ("--lr", {"type": positive_float}, "highest learning rate (default: the optimizer's recipe)"),
     ("--seed", {"type": non_negative_int}, "(default: 0)"),
+    ("--device", {}, "cpu, or numpy: the lessons' own lines (default: cpu)"),
+    ("--threads", {"type": positive_int}, "(default: one for each core)"),
     ("--eval-every", {"type": positive_int}, "steps between evaluations (default: a tenth of all steps)"),
     ("--save-every", {"type": positive_int}, "steps between checkpoints (default: as --eval-every)"),
 ]
+FREE = {"device", "threads", "eval_every", "save_every"}  # what may be changed when a run is resumed
 
 
-def parse(argv):  # -> what was given of RUN, and the whole command line: two dicts
+def parse(argv):  # -> settings, as far as given; folder; resume?
     parser = Parser("training", "Train a GPT on a text.")
-    group = parser.add_argument_group("what the run is", argument_default=argparse.SUPPRESS)
-    names = [group.add_argument(option, **how, help=text).dest for option, how, text in RUN]
-    group = parser.add_argument_group("how and where")
-    group.add_argument("--device", default="cpu", help="cpu (default), or numpy: the lessons' own lines")
-    group.add_argument("--threads", type=positive_int, default=cores(), help="(default: one for each core)")
+    group = parser.add_argument_group("the run", argument_default=argparse.SUPPRESS)
+    names = [group.add_argument(option, **how, help=text).dest for option, how, text in OPTIONS]
+    group = parser.add_argument_group("its folder")
     group.add_argument("--out", metavar="DIR", help="(default: out/ and the text's name)")
     group.add_argument("--resume", action="store_true", help="go on where the run in DIR stopped")
     args = vars(parser.parse_args(argv))
-    return {name: args[name] for name in names if name in args}, args
+    given = {name: args[name] for name in names if name in args}
+    default = f"out/{pathlib.Path(given.get('data', 'shakespeare')).stem}"
+    return given, pathlib.Path(args["out"] or default), args["resume"]
 
 
 def cores():
@@ -74,7 +70,8 @@ def complete(given):
     recipe = RECIPES[given.get("optimizer", "muon")]
     settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon",
                 "layers": 4, "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch,
-                "steps": recipe.steps, "lr": recipe.lr, "seed": 0} | given
+                "steps": recipe.steps, "lr": recipe.lr, "seed": 0, "device": "cpu",
+                "threads": cores()} | given
     settings.setdefault("eval_every", max(1, settings["steps"] // 10))
     settings.setdefault("save_every", settings["eval_every"])
     if settings["tokenizer"] != "bpe" and "vocab_size" in given:
@@ -85,45 +82,16 @@ def complete(given):
     return settings
 
 
-def new_folder(out):
-    """An empty folder. A run in it is set aside, never overwritten; one with other files is refused."""
-    try:
-        if out.is_dir() and any(out.iterdir()):
-            if not {path.name.removesuffix(".tmp") for path in out.iterdir()} <= FILES:
-                raise InputError(f"--out {out} holds files of no training run: choose another folder")
-            numbered = (out.with_name(f"{out.name}.{n}") for n in range(1, 10**6))
-            aside = next(path for path in numbered if not path.exists())
-            out.rename(aside)
-            print(f"The earlier run in {out} is kept as {aside}.")
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "log.csv").write_text(",".join(COLUMNS) + "\n")
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(f"--out {out}: a file is in the way; choose another folder") from None
-    except PermissionError:
-        raise InputError(f"--out {out} may not be written to: choose another folder") from None
-
-
-def stopped_run(out, given):
-    """-> arrays, settings and progress of the run in a folder. InputError names settings that differ now."""
-    arrays, saved = load_state(out / "training.safetensors")
-    settings = saved["settings"]
-    for name in {"eval_every", "save_every"} & set(given):  # these change nothing in the model
-        settings[name] = given[name]
-    differ = [f"--{name.replace('_', '-')} {value} (there: {settings.get(name)})"
-              for name, value in given.items() if settings.get(name) != value]
-    if differ:
-        raise InputError(f"--resume: the run in {out} has other settings: {', '.join(differ)}; leave these "
+def changed(settings, given, out):
+    """The settings of a run that is resumed. InputError names those that cannot be changed any more."""
+    differ = {name: f"--{name.replace('_', '-')} {value} (there: {settings.get(name)})"
+              for name, value in given.items() if settings.get(name) != value}
+    if wrong := [text for name, text in differ.items() if name not in FREE]:
+        raise InputError(f"--resume: the run in {out} has other settings: {', '.join(wrong)}; leave these "
                          "out, or train anew without --resume")
-    return arrays, settings, saved["progress"]
-
-
-def cut_log(log, step):
-    """Forget what was logged after the checkpoint: it comes again."""
-    lines = log.read_text().splitlines()[1:] if log.exists() else []
-    whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # the last may be half a line
-    kept = [line for line in whole if int(line.split(",")[0]) <= step]
-    text = "\n".join([",".join(COLUMNS), *kept]) + "\n"
-    write_atomically(log, lambda file: file.write_text(text))
+    if other := [differ[name] for name in ("device", "threads") if name in differ]:
+        print(f"{', '.join(other)}: numbers will be added in another order, so the last bits may differ.")
+    return settings | given
 
 
 @dataclass
@@ -140,16 +108,17 @@ class Job:
     out: pathlib.Path
 
     def save(self):
-        """The checkpoint, then the model. If the disk is full, the files that were there stay."""
-        progress = self.progress | {"step": self.trainer.steps}
-        save_state(self.out / "training.safetensors", self.trainer.arrays(),
-                   {"settings": self.settings, "progress": progress})
-        self.progress["step"] = self.trainer.steps
+        """The checkpoint comes last: where it says step N, all else in the folder is at least that far."""
+        step, block = self.trainer.steps, self.trainer.p.config.block_size
+        nats = self.trainer.evaluate(self.validation[:4 * block + 1])
+        if not math.isfinite(nats):
+            raise Diverged(f"after step {step} the loss on the validation text is {nats}")
         save_model(self.out, self.trainer.p, self.tokenizer)
-
-    def kept(self):
-        step = self.progress["step"]
-        return f"the checkpoint of step {step} stays in {self.out}" if step else "no checkpoint was made yet"
+        if step == self.trainer.recipe.steps:
+            draw(self.out)
+        save_state(self.out / "training.safetensors", self.trainer.arrays(),
+                   {"settings": self.settings, "progress": self.progress | {"step": step}})
+        self.progress["step"] = step
 
     def step_tokens(self):
         return self.trainer.recipe.batch * self.trainer.p.config.block_size
@@ -162,12 +131,13 @@ class Job:
         trainer, progress, n = self.trainer, self.progress, len(self.validation)
         shown = n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1
         nats = trainer.evaluate(self.validation[:shown])
+        if not math.isfinite(nats):
+            raise Diverged(f"after step {trainer.steps} the loss on the validation text is {nats}")
         bits = nats / math.log(2) * (n - 1) / self.characters
         loss, lr = progress["loss_sum"] / progress["losses"], trainer.recipe.lr * trainer.rate()
         values = [trainer.steps, trainer.steps * self.step_tokens(), loss, nats, bits, lr, norm, self.speed(),
                   progress["seconds"]]
-        with open(self.out / "log.csv", "a") as file:
-            file.write(",".join(f"{x:.7g}" if isinstance(x, float) else str(x) for x in values) + "\n")
+        add_to_log(self.out / "log.csv", values)
         progress |= NOTHING_YET
         return dict(zip(COLUMNS, values, strict=True))
 
@@ -204,63 +174,51 @@ class Job:
         signal.signal(signal.SIGINT, default)
         return row if trainer.steps == steps else None
 
+    def finish(self):
+        """Train, and show what came of it."""
+        trainer, out, recipe = self.trainer, self.out, self.trainer.recipe
+        try:
+            row = self.train()
+        except Diverged as problem:
+            step = self.progress["step"]
+            kept = f"the checkpoint of step {step} stays in {out}" if step else "no checkpoint was made yet"
+            raise InputError(f"{problem}; {kept}. Train anew with a smaller rate: "
+                             f"--lr {recipe.lr / 3:.2g}") from None
+        if row is None:
+            print(f"Stopped and saved at step {trainer.steps} of {recipe.steps}. "
+                  f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
+            sys.exit(130)
+        print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, "
+              f"{row['bits_per_character']:.4f} bits a character, after {row['seconds']:.0f} s. It writes:\n")
+        start = encode_prompt(self.tokenizer, "")
+        sample = generate(trainer.ops, trainer.p, start, 200, 0.8, 40, seed=self.settings["seed"])
+        print("".join(text_pieces(self.tokenizer, sample)))
+        print(f"\nIn {out}/: the model, training.safetensors for --resume, log.csv, loss.png\n"
+              f"""More of its text: make generate ARGS="--model {out} --prompt 'ROMEO:'\"""")
 
-def draw(out):
-    """loss.png from log.csv."""
-    from matplotlib.figure import Figure
-    with open(out / "log.csv") as file:
-        log = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    steps, last = [row["step"] for row in log], log[-1]
-    ratio = last["bits_per_character"] / last["val_loss"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
-    axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue", label="validation")
-    axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]),
-                  (-4, 24), textcoords="offset points", ha="right", color="tab:blue")
-    axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
-             title=f"{out.name}, {last['seconds']:.0f} seconds")
-    right = axes.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))
-    right.set_ylabel("bits a character")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(out / "loss.png", dpi=120)
 
-
-def prepare(argv):  # -> Job
-    """All that can be wrong is found here, before anything is written. InputError says what it is."""
-    given, args = parse(argv)
-    out = pathlib.Path(args["out"] or f"out/{pathlib.Path(given.get('data', 'shakespeare')).stem}")
-    ops = devices.ops(args["device"])
-    if args["resume"]:
-        arrays, settings, progress = stopped_run(out, given)
-    else:
-        settings, progress = complete(given), {"step": 0, "seconds": 0.0} | NOTHING_YET
-    text = read_text(settings["data"])
+def prepare(settings, tokenizer, out):  # -> Job
+    """Text, tokens, model. InputError if they do not go together; nothing is written yet."""
+    text, ops = read_text(settings["data"]), devices.ops(settings["device"])
     digest = hashlib.sha256(text.encode()).hexdigest()
     if settings.setdefault("sha256", digest) != digest:
         raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} reads")
-    if settings["tokenizer"] == "bpe":  # it must not see the validation text either
+    if tokenizer is None and settings["tokenizer"] == "bpe":  # it must not see the validation text either
         tokenizer = train_bpe(split(text)[0], settings["vocab_size"])
-    else:
+    elif tokenizer is None:
         tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
     training, validation = (tokenizer.encode(part) for part in split(text))
-    if len(training) <= settings["block"] or len(validation) < 2:
+    characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
+    if len(training) <= settings["block"] or characters < 1:
         raise InputError(f"{settings['data']} is too short: it has {len(training)} tokens to train on, and "
                          f"--block {settings['block']} needs more; give a longer text or a smaller block")
     config = Config(tokenizer.vocab_size, *(settings[name] for name in ("block", "layers", "heads", "embd")))
     recipe = RECIPES[settings["optimizer"]]
     recipe = recipe._replace(batch=settings["batch"], steps=settings["steps"], lr=settings["lr"],
-                             adam_lr=recipe.adam_lr * settings["lr"] / recipe.lr,
                              warmup=min(recipe.warmup, settings["steps"] // 5))
-    threads = min(args["threads"], recipe.batch)
+    threads = min(settings["threads"], recipe.batch)
     trainer = Trainer(ops, config, settings["optimizer"], recipe, threads, settings["seed"])
-    if args["resume"]:
-        trainer.restore(arrays, progress["step"])
-        cut_log(out / "log.csv", trainer.steps)
-    else:
-        new_folder(out)
-    characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
+    progress = {"step": 0, "seconds": 0.0} | NOTHING_YET
     job = Job(trainer, tokenizer, training, validation, characters, settings, progress, out)
     flops = count_flops(config, recipe.steps * job.step_tokens())
     print(f"{settings['data']}: {len(text):,} characters, {len(training) + len(validation):,} tokens of "
@@ -271,29 +229,24 @@ def prepare(argv):  # -> Job
 
 
 def run(argv):
-    """Train as the command line says, and show what came of it."""
-    job = prepare(argv)
-    trainer, out, settings = job.trainer, job.out, job.settings
-    if trainer.steps == trainer.recipe.steps:
-        print(f"The run in {out} is complete: all {trainer.steps} steps are done.")
-        return
+    """Train as the command line says."""
+    given, out, resume = parse(argv)
     try:
-        row = job.train()
-        if row is not None:
-            draw(out)
-    except Diverged as problem:
-        raise InputError(f"{problem}; {job.kept()}. Train anew with a smaller rate: "
-                         f"--lr {settings['lr'] / 3:.2g}") from None
+        if not resume:
+            job = prepare(complete(given), None, out)
+            new_folder(out)
+            with held(out):
+                cut_log(out / "log.csv", 0)
+                return job.finish()
+        with held(out):
+            arrays, settings, progress = stopped_run(out)
+            job = prepare(changed(settings, given, out), load_tokenizer(out / "tokenizer.json"), out)
+            job.trainer.restore(arrays, progress["step"])
+            job.progress = progress
+            if progress["step"] == job.trainer.recipe.steps:
+                return print(f"The run in {out} is complete: all {progress['step']} steps are done.")
+            cut_log(out / "log.csv", progress["step"])
+            return job.finish()
     except OSError as problem:
-        raise InputError(f"{problem.filename} could not be written: {problem.strerror}; {job.kept()}. "
-                         "Make room, then go on with --resume, or anew") from None
-    if row is None:
-        print(f"Stopped and saved at step {trainer.steps} of {trainer.recipe.steps}. "
-              f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
-        sys.exit(130)
-    sample = generate(trainer.ops, trainer.p, job.tokenizer.encode("\n"), 200, 0.8, 40, seed=settings["seed"])
-    print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, "
-          f"{row['bits_per_character']:.4f} bits a character, after {row['seconds']:.0f} s. It writes:\n")
-    print("".join(text_pieces(job.tokenizer, sample)))
-    print(f"\nIn {out}/: the model, training.safetensors for --resume, log.csv, loss.png\n"
-          f"""More of its text: make generate ARGS="--model {out} --prompt 'ROMEO:'\"""")
+        raise InputError(f"{problem.filename or out} could not be written: {problem.strerror}. What was "
+                         "saved before stays; make room, then go on with --resume, or start anew") from None

@@ -97,7 +97,7 @@ def test_ten_steps_of_adamw_on_one_batch(room):
         for got, kind in (loss, "losses"), (norm, "norms"):
             want = pytest.approx(GOLDEN[kind][step - 1], rel=room.tolerance)
             assert got == want, f"{kind}: step {step} is wrong"
-        for part, decay in (slice(0, p.n_matrices), weight_decay), (slice(p.n_matrices, n), 0.0):
+        for part, decay in (slice(0, p.parts["vectors"].start), weight_decay), (p.parts["vectors"], 0.0):
             room.ops.adamw(p.flat[part], g.flat[part], m[part], v[part], lr, beta1, beta2, eps, decay, step,
                            clip_scale(norm, clip))
     for name, want in golden("end").items():

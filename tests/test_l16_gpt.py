@@ -94,8 +94,8 @@ def test_parameters_parts_hold_the_tables_the_matrices_and_the_rest():
     p = lesson.Parameters(CONFIG)
     for name, view in p.views.items():
         first = (view.ctypes.data - p.flat.ctypes.data) // 4
-        assert (first < p.n_tables) == (name in ("wte.weight", "wpe.weight")), name
-        assert (first < p.n_matrices) == (view.ndim == 2), name
+        assert (first < p.parts["tables"].stop) == (name in ("wte.weight", "wpe.weight")), name
+        assert (first < p.parts["vectors"].start) == (view.ndim == 2), name
 
 
 def test_parameters_by_name_by_module_and_by_block():

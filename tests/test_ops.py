@@ -356,3 +356,51 @@ def test_the_gpt_has_the_same_gradients_in_every_room(room, dropout):
         return {"loss": loss} | g.views
     noise, = arrays(init_parameters(config).flat.size)
     agree(room, run, noise * np.float32(0.1), rtol=1e-3, atol=1e-5)
+
+
+# what the kernels cannot check by themselves
+
+
+def test_what_does_not_count_has_the_same_number_in_every_room(room):
+    assert devices.module(room, "losses").IGNORE == -1
+
+
+def test_arrays_that_are_not_contiguous_give_the_same(room):
+    """A slice of a wider array, as an encoder's positions may be: a kernel must not write into a copy."""
+    x, w, wide, res = arrays((2, 3, 4), (4, 3), (2, 3, 7), (2, 3, 9))
+    bias, scale = arrays(3, 4, seed=1)
+
+    def run(ops, x, w, bias, scale, wide, res):
+        dw, db, dscale, dshift = junk(w, bias, scale, scale)
+        out, cache = ops.linear_gelu_forward(x, w, bias)
+        dx = ops.linear_gelu_backward(wide[:, :, 2:5], cache, dw, db)
+        normed, cache = ops.layernorm_forward(res[:, :, 1:5], scale, scale)
+        dnorm = ops.layernorm_backward(wide[:, :, :4], cache, dscale, dshift, dresidual=res[:, :, 4:8])
+        dropped, _ = ops.dropout_forward(res[:, :, 3:6], 0.5, 3)
+        return {"out": out, "dx": dx, "dw": dw, "db": db, "normed": normed, "dnorm": dnorm, "dscale": dscale,
+                "dshift": dshift, "dropped": dropped}
+
+    agree(room, run, x, w, bias, scale, wide, res)
+
+
+@pytest.mark.parametrize("wrong", ["bias", "residual", "dbias", "dweight", "norm", "dnorm", "sgd", "adamw",
+                                   "muon"])
+def test_a_wrong_shape_is_refused(room, wrong):
+    """NumPy raises. A kernel, which checks no index, would write into whatever lies behind the array."""
+    ops, (x, w, short, g) = devices.ops(room), arrays((5, 4), (4, 8), 3, (6, 9))
+    out, cache = ops.linear_forward(x, w)
+    _, normed = ops.layernorm_forward(x, np.ones(4, np.float32), np.zeros(4, np.float32))
+    m = [np.zeros(4, np.float32) for _ in range(2)]
+    calls = {
+        "bias": lambda: ops.linear_forward(x, w, short),
+        "residual": lambda: ops.linear_forward(x, w, None, x),
+        "dbias": lambda: ops.linear_backward(out, cache, w.copy(), short),
+        "dweight": lambda: ops.linear_backward(out, cache, w[:, :7].copy()),
+        "norm": lambda: ops.layernorm_forward(x, short, short),
+        "dnorm": lambda: ops.layernorm_backward(x, normed, short, short),
+        "sgd": lambda: ops.sgd(g.ravel(), g.ravel(), m[0], 0.1, 0.9, 0.0, 1.0),
+        "adamw": lambda: ops.adamw(g.ravel(), g.ravel(), m[0], m[1], 0.1, 0.9, 0.99, 1e-8, 0.0, 1, 1.0),
+        "muon": lambda: ops.muon(g, g, g[:5].copy(), 0.1, 0.9, 0.0, 1.0),
+    }
+    with pytest.raises(ValueError):
+        calls[wrong]()

@@ -1,4 +1,5 @@
 """The command line of lesson 18: what it writes, what it survives, what it answers to bad input."""
+import contextlib
 import csv
 import os
 import pathlib
@@ -12,8 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lessons import devices, training_run
 from lessons.__main__ import run as lessons_run
-from lessons.training_run import COLUMNS, cut_log
+from lessons.l05_tokenizer import train_bpe
+from lessons.l16_gpt import gpt_forward
+from lessons.l17_weights import load_model, save_state
+from lessons.run_folder import COLUMNS, cut_log
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "data" / "grimm.txt").read_text()[:20000]
@@ -62,44 +67,141 @@ def test_a_run_writes_model_checkpoint_log_and_picture(text, tmp_path, capsys):
     assert rows[-1]["bits_per_character"][:4] in printed and str(out) in printed
 
 
-def test_the_last_row_is_the_loss_of_the_saved_model_on_the_whole_validation_text(text, tmp_path):
-    from lessons import devices
-    from lessons.l16_gpt import gpt_forward
-    from lessons.l17_weights import load_model
-
-    train("--data", text, *TINY, "--steps", 5, "--out", tmp_path / "out")
-    p, tokenizer = load_model(tmp_path / "out")
-    tokens, nats = tokenizer.encode(TEXT[len(TEXT) * 9 // 10:]), 0.0
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_the_last_row_is_the_saved_models_loss_on_all_validation_text(tokenizer, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(training_run, "INTERIM_BLOCKS", 2)  # the other rows look at less
+    how = ["--tokenizer", "char"] if tokenizer == "char" else ["--tokenizer", "bpe", "--vocab-size", 300]
+    train("--data", text, *TINY[2:], *how, "--steps", 6, "--eval-every", 2, "--out", tmp_path / "out")
+    p, bpe = load_model(tmp_path / "out")
+    cut = len(TEXT) * 9 // 10
+    if tokenizer == "bpe":
+        assert bpe.parts.tolist() == train_bpe(TEXT[:cut], 300).parts.tolist(), "BPE saw the validation text"
+    tokens, nats = bpe.encode(TEXT[cut:]), 0.0
     for start in range(0, len(tokens) - 1, 16):  # block by block, no token twice
         x, y = tokens[start:start + 16], tokens[start + 1:start + 17]
         logits = gpt_forward(devices.ops("numpy"), p, x[None, :len(y)])[0][0].astype(float)
         nats += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(y)), y]).sum()
     row = log(tmp_path / "out")[-1]
     assert float(row["val_loss"]) == pytest.approx(nats / (len(tokens) - 1), rel=1e-5)
-    # a token is a character here, so a nat a token is 1 / ln 2 bits a character
-    assert float(row["bits_per_character"]) == pytest.approx(nats / (len(tokens) - 1) / np.log(2), rel=1e-5)
+    characters = len(TEXT[cut:]) - len(bpe.decode(tokens[:1]))
+    assert float(row["bits_per_character"]) == pytest.approx(nats / characters / np.log(2), rel=1e-5)
+
+
+def test_the_log_has_means_since_its_last_row_and_the_rate_of_its_step(text, tmp_path):
+    for every in 1, 5:
+        train("--data", text, *TINY, "--steps", 20, "--lr", 0.1, "--eval-every", every,
+              "--out", tmp_path / f"{every}")
+    each, fifth = log(tmp_path / "1"), log(tmp_path / "5")
+    losses = np.array([float(row["train_loss"]) for row in each])
+    means = [float(row["train_loss"]) for row in fifth]
+    assert means == pytest.approx(losses.reshape(4, 5).mean(1), rel=1e-5)
+    rates = [float(row["learning_rate"]) for row in each]  # 4 steps of warm-up; a 21st step would have 0
+    want = [0.1 * step / 4 if step < 4 else 0.1 * (21 - step) / 17 for step in range(1, 21)]
+    assert rates == pytest.approx(want, rel=1e-5)
+    for rows in each, fifth:
+        seconds = np.array([float(row["seconds"]) for row in rows])
+        tokens = np.array([float(row["tokens"]) for row in rows])
+        assert (np.diff(seconds) > 0).all()
+        speed = np.array([float(row["tokens_per_second"]) for row in rows])
+        assert (speed[1:] * 1.001 >= np.diff(tokens) / np.diff(seconds)).all(), "only the steps' time counts"
 
 
 def test_a_run_killed_again_and_again_ends_in_the_same_bits(text, tmp_path):
-    options = ["--data", text, *TINY, "--steps", 1500, "--eval-every", 100, "--save-every", 30, "--threads", 2]
+    options = ["--data", text, *TINY, "--steps", 1500, "--eval-every", 100, "--save-every", 30]
     train(*options, "--out", tmp_path / "whole")
     out, kills, rng = tmp_path / "killed", 0, np.random.default_rng(0)
+    state = out / "training.safetensors"
+
+    def saved():
+        return state.stat().st_mtime_ns if state.exists() else 0
+
     running = process(*options, "--out", out)
-    while running.poll() is None:
-        while not (out / "training.safetensors").exists() and running.poll() is None:
-            time.sleep(0.02)  # before its first checkpoint there is nothing to go on from
-        try:
-            running.communicate(timeout=1 + rng.random() if kills < 4 else 100)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.communicate()
-            kills += 1
-            running = process("--resume", "--out", out, "--threads", 2)
-    assert running.returncode == 0, "the resumed run failed"
-    assert kills > 0, "the run was over before it could be killed: give it more steps"
+    while kills < 4:
+        before = saved()
+        while saved() == before and running.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.random() * 0.1)  # somewhere between this checkpoint and a later one
+        assert running.poll() is None, "the run was over before it could be killed: give it more steps"
+        running.kill()
+        running.communicate()
+        kills += 1
+        running = process("--resume", "--out", out)
+    _, errors = running.communicate(timeout=100)
+    assert running.returncode == 0, errors
     (got, got_log), (want, want_log) = what_was_learned(out), what_was_learned(tmp_path / "whole")
     assert got_log == want_log, f"log.csv after {kills} kills differs from that of a run without"
-    assert got == want, f"after {kills} kills {[name for name in want if got[name] != want[name]]} have other bits"
+    assert got == want, f"other bits in {[name for name in want if got[name] != want[name]]}"
+
+
+def interrupt(monkeypatch, step):
+    """Ctrl-C while that step is computed."""
+    def train_and_interrupt(trainer, *args):
+        for number, result in enumerate(original(trainer, *args), 1):
+            if number == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield result
+
+    original = training_run.train
+    monkeypatch.setattr(training_run, "train", train_and_interrupt)
+
+
+@pytest.mark.parametrize("settings", ["--threads 1", "--threads 2", "--threads 3 --batch 5 --optimizer adamw",
+                                      "--threads 4 --optimizer sgd", "--device numpy"])
+def test_resume_as_ctrl_c_says_ends_in_the_same_bits(settings, text, tmp_path, monkeypatch, capsys):
+    """The printed command names no threads and no device: they are remembered."""
+    options = ["--data", text, *TINY, *settings.split(), "--steps", 20]
+    train(*options, "--out", tmp_path / "whole")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        interrupt(patch, 7)
+        train(*options, "--out", out)
+    assert stop.value.code == 130
+    command = capsys.readouterr().err.split('ARGS="')[1].split('"')[0]
+    train(*command.split())
+    assert what_was_learned(out) == what_was_learned(tmp_path / "whole")
+
+
+def test_resume_says_that_other_threads_give_other_bits(text, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt(patch, 3)
+        train("--data", text, *TINY, "--steps", 8, "--threads", 1, "--out", tmp_path / "out")
+    train("--resume", "--threads", 2, "--out", tmp_path / "out")
+    assert "--threads 2 (there: 1)" in capsys.readouterr().out
+    assert int(log(tmp_path / "out")[-1]["step"]) == 8
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("write", range(1, 10))
+def test_a_crash_at_any_write_is_mended_by_resume(write, text, tmp_path, monkeypatch):
+    """The write-th file to be finished is not: the process ends there. A run of two saves has 9 writes."""
+    options = ["--data", text, *TINY, "--steps", 4, "--save-every", 2, "--eval-every", 1]
+    train(*options, "--out", tmp_path / "whole")
+    out, count = tmp_path / "out", 0
+
+    def crash(*paths):
+        nonlocal count
+        count += 1
+        if count == write:
+            raise Crash
+        return original(*paths)
+
+    original = os.replace
+    with monkeypatch.context() as patch, contextlib.suppress(Crash):
+        patch.setattr(os, "replace", crash)
+        train(*options, "--out", out)
+    assert count == write, f"the run has {count} writes only"
+    if (out / "training.safetensors").exists():
+        train("--resume", "--out", out)
+    else:
+        train(*options, "--out", out)
+    assert what_was_learned(out) == what_was_learned(tmp_path / "whole")
+    for name in "model.safetensors", "config.json", "tokenizer.json":
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == whole, f"{name} is of an earlier step"
+    assert (out / "loss.png").exists()
 
 
 def test_a_kill_while_the_log_is_cut_loses_no_row(tmp_path, monkeypatch):
@@ -163,18 +265,54 @@ def test_a_full_disk_leaves_the_last_checkpoint(text, tmp_path):
     options = ["--data", text, *TINY, "--steps", 20, "--seed", "1", "--out", tmp_path / "kept2"]
     running = process(*options, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000)))
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 2 and errors.count("\n") == 1 and "training.safetensors" in errors, errors
+    assert running.returncode == 2 and errors.count("\n") == 1 and "could not be written" in errors, errors
     assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before
     assert not (tmp_path / "kept2" / "training.safetensors").exists()
 
 
-def test_a_loss_of_nan_stops_the_run_with_a_remedy(text, tmp_path, capsys):
+@pytest.mark.parametrize("steps", [1, 50])
+def test_a_loss_of_nan_stops_the_run_with_a_remedy_and_is_not_saved(steps, text, tmp_path, capsys):
+    """The update that blows up comes after a loss that was fine: before a save it is looked at again."""
     with pytest.raises(SystemExit) as stop:
-        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 1e30, "--steps", 50, "--save-every", 1,
-              "--out", tmp_path / "o")
+        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 1e30, "--steps", steps, "--save-every", 1,
+              "--out", tmp_path / "out")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "--lr" in error and "step" in error, error
-    assert np.isfinite(load_file(tmp_path / "o" / "training.safetensors")["parameters"]).all()
+    assert not (tmp_path / "out" / "training.safetensors").exists(), "it kept a model that answers NaN"
+
+
+def test_a_checkpoint_from_before_the_loss_was_nan_stays(text, tmp_path, capsys, monkeypatch):
+    def blow_up(trainer, *args):
+        for loss in original(trainer, *args):
+            if trainer.steps == 5:
+                trainer.p.flat[:] = np.nan
+            yield loss
+
+    original, out = training_run.train, tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(training_run, "train", blow_up)
+        train("--data", text, *TINY, "--steps", 8, "--save-every", 2, "--eval-every", 8, "--out", out)
+    assert f"the checkpoint of step 4 stays in {out}" in capsys.readouterr().err
+    train("--resume", "--out", out)
+    assert np.isfinite(float(log(out)[-1]["val_loss"]))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(text, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--data", text, *TINY, "--steps", 100000, "--save-every", 10, "--out", out]
+    running = process(*options)
+    while not (out / "training.safetensors").exists() and running.poll() is None:
+        time.sleep(0.02)
+    try:
+        for second in options, ["--resume", "--out", out]:
+            with pytest.raises(SystemExit) as stop:
+                train(*second)
+            error = capsys.readouterr().err
+            assert stop.value.code == 2 and error.count("\n") == 1 and "another training" in error, error
+    finally:
+        running.kill()
+        running.communicate()
+    assert not (tmp_path / "out.1").exists()
 
 
 @pytest.fixture
@@ -185,6 +323,7 @@ def made(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"abc\0def")
     (tmp_path / "latin1.txt").write_bytes("Grüße".encode("latin1"))
     (tmp_path / "tale.txt").write_text(TEXT)
+    (tmp_path / "chinese.txt").write_text("学而时习之不亦说乎。", "utf-8")
     (tmp_path / "a_folder").mkdir()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -202,6 +341,9 @@ BAD = [  # options ({} is the folder of `made`), what the line must say
     ("--data {}/tale.txt --out {}/tale.txt", "file is in the way"),
     ("--data {}/tale.txt --out {}/tale.txt/deeper", "file is in the way"),
     ("--data {}/tale.txt --out {}/mine", "choose another folder"),
+    ("--data {}/tale.txt --out /proc/nowhere", "/proc/nowhere"),
+    ("--data " + 300 * "x", "xxx"),
+    ("--data {}/chinese.txt --block 4", "short"),
     ("--heads 3 --embd 16", "multiple"),
     ("--steps 0", "whole number"),
     ("--steps -5", "whole number"),
@@ -257,7 +399,11 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [truncate, foreign, flip])
+def of_something_else(path):
+    save_state(path, {"parameters": np.zeros(3, np.float32)}, {"lesson": 24})
+
+
+@pytest.mark.parametrize("damage", [truncate, foreign, flip, of_something_else])
 def test_resume_refuses_a_damaged_checkpoint_and_leaves_it(damage, text, tmp_path, capsys):
     out = tmp_path / "out"
     train("--data", text, *TINY, "--steps", 4, "--out", out)
@@ -300,4 +446,11 @@ def test_a_folder_that_may_not_be_written_to_is_named(text, tmp_path, capsys, mo
     with pytest.raises(SystemExit) as stop:
         train("--data", text, *TINY, "--steps", 2, "--out", tmp_path / "locked" / "out")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and "may not be written" in error, error
+    assert stop.value.code == 2 and error.count("\n") == 1 and "Permission denied" in error, error
+
+
+def test_out_may_be_the_folder_where_we_are(text, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train("--data", text, *TINY, "--steps", 2, "--out", ".")
+    assert (tmp_path / "here" / "log.csv").exists()

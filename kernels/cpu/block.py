@@ -7,15 +7,15 @@ import math
 
 import numpy as np
 
-from kernels.cpu.compiled import exp, f32, kernel
+from kernels.cpu.compiled import check_shapes, exp, f32, kernel
 
 u32 = np.uint32
 ONE, ZERO = f32(1), f32(0)
 GELU_2K, GELU_A, GELU_3A = f32(2 * math.sqrt(2 / math.pi)), f32(0.044715), f32(3 * 0.044715)
 
 
-def as_rows(x):  # (..., C) -> (N, C), a view
-    return x.reshape(-1, x.shape[-1])
+def as_rows(x):  # (..., C) -> (N, C) in C order: a view, or a copy of what is not contiguous
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
 def matmul(x, weight):  # (..., C), (C, K) -> (..., K)
@@ -27,6 +27,8 @@ def matmul(x, weight):  # (..., C), (C, K) -> (..., K)
 
 def linear_forward(x, weight, bias=None, residual=None):
     out = matmul(x, weight)
+    check_shapes(out.shape[-1:], bias=bias)
+    check_shapes(out.shape, residual=residual)
     if residual is not None and bias is not None:
         add_bias_residual(as_rows(out), bias, as_rows(residual))
     elif bias is not None:
@@ -38,6 +40,7 @@ def linear_forward(x, weight, bias=None, residual=None):
 
 def linear_backward(dout, cache, dweight, dbias=None):
     x, weight = cache
+    check_shapes(dout.shape[-1:], dbias=dbias)
     np.matmul(as_rows(x).T, as_rows(dout), out=dweight)
     if dbias is not None:
         column_sums(as_rows(dout), dbias)
@@ -46,6 +49,7 @@ def linear_backward(dout, cache, dweight, dbias=None):
 
 def linear_gelu_forward(x, weight, bias):
     slope = matmul(x, weight)
+    check_shapes(slope.shape[-1:], bias=bias)
     out = np.empty_like(slope)
     bias_gelu(as_rows(slope), bias, as_rows(out))
     return out, (x, weight, slope)
@@ -54,12 +58,16 @@ def linear_gelu_forward(x, weight, bias):
 def linear_gelu_backward(dout, cache, dweight, dbias):
     """dout is used up."""
     x, weight, slope = cache
-    scale_and_column_sums(as_rows(dout), as_rows(slope), dbias)
-    return linear_backward(dout, (x, weight), dweight)
+    check_shapes(slope.shape, dout=dout)
+    check_shapes(slope.shape[-1:], dbias=dbias)
+    rows = as_rows(dout)
+    scale_and_column_sums(rows, as_rows(slope), dbias)
+    return linear_backward(rows.reshape(dout.shape), (x, weight), dweight)
 
 
 def layernorm_forward(x, weight, bias, eps=1e-5):
-    out, rows = np.empty_like(x), as_rows(x)
+    check_shapes(x.shape[-1:], weight=weight, bias=bias)
+    out, rows = np.empty(x.shape, np.float32), as_rows(x)
     mean_rstd = np.empty((len(rows), 2), np.float32)
     normalize_rows(rows, weight, bias, f32(eps), as_rows(out), mean_rstd)
     return out, (x, mean_rstd, weight)
@@ -68,15 +76,17 @@ def layernorm_forward(x, weight, bias, eps=1e-5):
 def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):
     """dresidual is used up: the result is added into it."""
     x, mean_rstd, weight = cache
-    dx = np.empty_like(x) if dresidual is None else dresidual
-    normalize_rows_backward(as_rows(dout), as_rows(x), mean_rstd, weight, as_rows(dx), dweight, dbias,
+    check_shapes(x.shape, dout=dout, dresidual=dresidual)
+    check_shapes(weight.shape, dweight=dweight, dbias=dbias)
+    rows = np.empty((len(mean_rstd), len(weight)), np.float32) if dresidual is None else as_rows(dresidual)
+    normalize_rows_backward(as_rows(dout), as_rows(x), mean_rstd, weight, rows, dweight, dbias,
                             dresidual is not None)
-    return dx
+    return rows.reshape(x.shape)
 
 
 def dropout_forward(x, rate, seed, residual=None):
-    out, scale = np.empty_like(x), np.empty_like(x)
-    drop(x.reshape(-1), u32(int(rate * 2**32)), f32(1 / (1 - rate)), u32(seed * 0x85EBCA6B % 2**32),
+    out, scale = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
+    drop(as_rows(x).reshape(-1), u32(int(rate * 2**32)), f32(1 / (1 - rate)), u32(seed * 0x85EBCA6B % 2**32),
          out.reshape(-1), scale.reshape(-1))
     if residual is not None:
         out += residual

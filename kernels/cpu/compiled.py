@@ -14,6 +14,15 @@ FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 kernel = njit(nogil=True, cache=True, error_model="numpy", fastmath=FASTMATH)
 inlined = njit(nogil=True, error_model="numpy", fastmath=FASTMATH)
 
+
+
+def check_shapes(shape, **arrays):
+    """ValueError unless all have this shape: a kernel checks no index and would write into other arrays."""
+    for name, array in arrays.items():
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, but it must be {shape}")
+
+
 LOG2E, LN2 = f32(1.4426950408889634), f32(0.6931471805599453)
 E2, E3, E4 = f32(0.5), f32(0.16666665459), f32(4.1665795894e-2)
 E5, E6 = f32(8.3334519073e-3), f32(1.3981999507e-3)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from kernels.cpu.compiled import f32, kernel
+from kernels.cpu.compiled import check_shapes, f32, kernel
 
 CHUNK = 4096
 A, B, C = f32(3.4445), f32(-4.775), f32(2.0315)
@@ -39,6 +39,7 @@ def add_rows(grads, start, stop):
 
 
 def sgd(p, g, m, lr, momentum, weight_decay, scale):
+    check_shapes(p.shape, g=g, m=m)
     sgd_slice(p, g, m, f32(lr), f32(momentum), f32(1 - lr * weight_decay), f32(scale))
 
 
@@ -50,6 +51,7 @@ def sgd_slice(p, g, m, lr, momentum, keep, scale):
 
 
 def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale):
+    check_shapes(p.shape, g=g, m=m, v=v)
     rate, inverse = f32(lr / (1 - beta1**step)), f32(1 / (1 - beta2**step))
     adamw_slice(p, g, m, v, rate, f32(beta1), f32(1 - beta1), f32(beta2), f32(1 - beta2), inverse, f32(eps),
                 f32(1 - lr * weight_decay), f32(scale))
@@ -66,6 +68,7 @@ def adamw_slice(p, g, m, v, rate, b1, a1, b2, a2, inverse, eps, keep, scale):
 
 
 def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
+    check_shapes(p.shape, g=g, m=m)
     x = np.empty_like(p)
     norm = math.sqrt(nesterov(g, m, x, f32(momentum), f32(scale)))
     x *= f32(1 / (norm + 1e-7))
