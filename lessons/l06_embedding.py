@@ -136,11 +136,9 @@ def draw(table, near):  # (P, C), (P, P) -> path
     """The table as an image, and how alike each position is to two of them."""
     from pathlib import Path
 
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     image = left.imshow(table, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
     left.set(title="sinusoidal positions: fast hands left, slow ones right",
              xlabel="channel", ylabel="position")
@@ -152,7 +150,6 @@ def draw(table, near):  # (P, C), (P, P) -> path
     path = Path("out/lessons/embedding.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     return path
 
 

@@ -169,21 +169,18 @@ def draw(before, after, partner):  # (2N, 2) twice, (2N,) -> path
     """Rows as points on the circle, a line and a colour for each pair."""
     from pathlib import Path
 
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Circle
+    figure = Figure(figsize=(8, 4), layout="constrained")
     titles = "before", "after 200 steps: pairs meet, others part"
-    for panel, q, title in zip(panels, (before, after), titles):
-        panel.add_patch(plt.Circle((0, 0), 1, fill=False, color="lightgray"))
+    for panel, q, title in zip(figure.subplots(1, 2), (before, after), titles):
+        panel.add_patch(Circle((0, 0), 1, fill=False, color="lightgray"))
         for i in range(len(q) // 2):
             panel.plot(*q[[i, partner[i]]].T, "o-", color=f"C{i}")
         panel.set(title=title, aspect="equal", xticks=[], yticks=[])
     path = Path("out/lessons/losses.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
     return path
 
 
