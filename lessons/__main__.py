@@ -29,10 +29,10 @@ def listing():
 
 
 def find(which):
-    """(number, name) of the lesson that `which` means: its number, its name, or part of its name."""
+    """(number, name) of the lesson that `which` means: its number, its name, or how its name begins."""
     for test in (lambda number, name: which.isdecimal() and number == int(which),
                  lambda number, name: which.lower() in (name, f"l{number:02d}_{name}"),
-                 lambda number, name: which.lower() in name):
+                 lambda number, name: name.startswith(which.lower())):
         hits = [(number, name) for number, name, _ in lessons() if test(number, name)]
         if len(hits) == 1:
             return hits[0]

@@ -14,16 +14,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(f"python -m lessons {lesson}", description=description, allow_abbrev=False)
 
     def error(self, message):
+        if message.endswith(": expected one argument"):
+            option = message.split()[1].rstrip(":")
+            message += f" (a value that begins with - needs =: {option}=-x)"
         raise InputError(f"{message} (see --help)")
-
-
-def choice(*names):
-    """A `type` for an option that takes one of a few words."""
-    def read(text):
-        if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(names)}")
-        return text
-    return read
 
 
 def number(convert, allowed, wanted):
@@ -45,6 +39,5 @@ def number(convert, allowed, wanted):
 
 positive_int = number(int, lambda n: n >= 1, "a whole number, 1 or more")
 non_negative_int = number(int, lambda n: n >= 0, "a whole number, 0 or more")
-positive_float = number(float, lambda x: 0 < x < math.inf, "a number above 0")
 non_negative_float = number(float, lambda x: 0 <= x < math.inf, "a number, 0 or more")
 fraction = number(float, lambda x: 0 < x <= 1, "a number above 0 and at most 1")

@@ -17,8 +17,8 @@ def parse(argv):
     add = parser.add_argument
     add("--model", metavar="DIR", default=FOLDER, help=f"a model folder (default: {FOLDER})")
     add("--prompt", metavar="TEXT", default="", help="how the text begins (default: as a new line does)")
-    add("--tokens", metavar="N", type=errors.positive_int, default=200,
-        help="how many to write (default: 200)")
+    add("--tokens", metavar="N", default=200, help="how many to write (default: 200)",
+        type=errors.number(int, lambda n: 1 <= n <= 1_000_000, "a whole number, 1 to 1,000,000"))
     add("--temperature", metavar="X", type=errors.non_negative_float, default=0.8,
         help="below 1 more careful, above 1 more daring; 0: always the most probable token (default: 0.8)")
     add("--top-k", metavar="K", type=errors.positive_int, default=40,
@@ -29,19 +29,19 @@ def parse(argv):
         default=1, help="search the most probable text with N beams, draw nothing (default: 1, no search)")
     add("--seed", metavar="N", type=errors.non_negative_int, default=0,
         help="another seed, another text (default: 0)")
-    add("--device", type=errors.choice(*devices.ROOMS), default="cpu",
-        help="cpu (default), or numpy: the lessons' own lines")
+    add("--device", default="cpu", help="cpu (default), or numpy: the lessons' own lines")
     return parser.parse_args(argv)
 
 
 def run(argv):
     """Generate as the command line says. Standard output gets the text alone, as it is produced."""
     args = parse(argv)
+    ops = devices.ops(args.device)
     p, tokenizer = load_model(args.model)
     if tokenizer is None:
         raise errors.InputError(f"{args.model} has no tokenizer.json: copy the one of its training into it")
     sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows "?" and goes on
-    ops, prompt = devices.ops(args.device), encode_prompt(tokenizer, args.prompt)
+    prompt = encode_prompt(tokenizer, args.prompt)
     print(args.prompt, end="", flush=True)
     start = time.perf_counter()
     if args.beams > 1:
@@ -60,8 +60,12 @@ def run(argv):
 def encode_prompt(tokenizer, text):  # -> (T,) with T >= 1
     """The prompt's tokens. An empty one starts as a new line does, or with token 0 if there is no newline."""
     try:
+        text.encode()
         return tokenizer.encode(text or "\n")
-    except ValueError as error:
+    except UnicodeEncodeError as error:  # Python marks what it could not read on the command line
+        raise errors.InputError(f"--prompt: what stands at offset {error.start} is not UTF-8: "
+                                "leave it out, or set the terminal to UTF-8") from None
+    except errors.InputError as error:
         if text:
             raise errors.InputError(f"--prompt: {error}") from None
         return np.array([0])

@@ -6,38 +6,34 @@ character has no number. Byte-pair encoding (BPE) starts from the 256 bytes, whi
     repeat: count every pair of neighbours inside words; make the most frequent pair one token
     "hug hug hugs":   h+u -> hu (3 times),   hu+g -> hug (3),   space+hug (2),   and no pair is left twice
 
-Ties: u+g is as frequent as h+u. Of pairs equally frequent, the one with the smaller left id is merged, then
-the one with the smaller right id. Encoding applies the merges to a text in the order of their learning.
+Of pairs equally frequent, as h+u and u+g, that with the smaller left id is merged, then the smaller right.
 ids are GPT-2's: 0 to 255 are bytes, printable ones first ('!' is 0); then the merges; then special tokens.
 Gage 1994 (to compress); Sennrich, Haddow & Birch 2016, algorithm 1; Radford et al. 2019, section 2.2 (bytes).
 """
 import html
-import json
 import time
 import unicodedata
-from pathlib import Path
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import regex
 
 from kernels.cpu.tokenizer import BYTES, EDGE, apply_merges, learn_merges, merge_table
 from lessons.errors import InputError
-from lessons.texts import DATA, read_text
+from lessons.texts import read_text
 
 # GPT-2 cuts a text into words first and merges inside words only; else "dog." and "dog!" became tokens.
 WORDS = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 BYTE_OF_ID = [*range(33, 127), *range(161, 173), *range(174, 256), *range(33), *range(127, 161), 173]
 ID_OF_BYTE = np.argsort(BYTE_OF_ID).astype(np.int32)
 ID_OF_BYTE[0xFF] = EDGE  # UTF-8 never contains the byte FF: it can stand between words
-# In files every byte is a visible character: itself if printable (188 are), else U+0100 on. ' ' is 'Ġ'.
-SYMBOL = {byte: chr(byte if id < 188 else 256 + id - 188) for id, byte in enumerate(BYTE_OF_ID)}
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-SPLIT = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
 
 
 def clean(text):
     r"""One way to write each thing: tags go (blocks end a line), entities become characters, invisible ones
-    go, letter and accent are one (NFC), spaces and empty lines single. It does not make foreign HTML safe.
+    go, letter and accent are one (NFC), spaces and empty lines single. What looks like a tag is taken for
+    one: "x<y>z" becomes "xz". Nor is foreign HTML made safe. Training takes a text as it is: clean it before.
     >>> clean("  Caf\u0065\u0301 &amp; <b>bar</b>:<br />1 &lt;\u00a0 2 ")
     'Café & bar:\n1 < 2'
     """
@@ -48,6 +44,41 @@ def clean(text):
                          (r"[^\S\n]+", " "), (r" ?\n ?", "\n"), (r"\n{3,}", "\n\n")):
         text = regex.sub(pattern, new, text)
     return unicodedata.normalize("NFC", text).strip()
+
+
+def merge(word, pair, new):  # (id, id, ...) -> (id, ...)
+    """From the left: of aaa the first two become one token, and the third stays."""
+    merged = []
+    for id in word:
+        if merged and (merged[-1], id) == pair:
+            merged[-1] = new
+        else:
+            merged.append(id)
+    return tuple(merged)
+
+
+def learn(text, n):  # -> [(left, right), ...], at most n pairs of ids; the m-th becomes token 256 + m
+    """BPE as it is defined. A text repeats its words, so each is kept once, with how often it occurs."""
+    words, pairs = {encode_word(word): times for word, times in Counter(WORDS.findall(text)).items()}, []
+    for new in range(BYTES, BYTES + n):
+        counts = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                counts[pair] += times
+        best = min(counts, key=lambda pair: (-counts[pair], pair), default=None)  # the rule for ties
+        if counts[best] < 2:  # or there is no pair: counts[None] is 0
+            break
+        pairs.append(best)
+        words = {merge(word, best, new): times for word, times in words.items()}
+    return pairs
+
+
+def encode_word(word, pairs=()):  # str, the result of learn -> (id, id, ...)
+    """The bytes, then every merge in the order of learning: what learn would have made of this word."""
+    ids = tuple(BYTE_OF_ID.index(byte) for byte in word.encode())
+    for new, pair in enumerate(pairs, BYTES):
+        ids = merge(ids, pair, new)
+    return ids
 
 
 class Tokenizer:
@@ -70,24 +101,27 @@ class Tokenizer:
 
     def encode(self, text, allow_special=False):  # str -> (N,) int32
         """With allow_special, a special token written in text becomes its own id. Without, it is text like
-        any other: a user who types <|endoftext|> ends nothing. InputError: a character unknown to "char"."""
+        any other: a user who types <|endoftext|> ends nothing. InputError: not UTF-8; unknown to "char"."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as bad:  # a broken byte of a command line becomes '\udc80' to '\udcff'
+            at, half = bad.start, text[bad.start]
+            raise InputError(f"the text is not UTF-8: {half!r} at offset {at}; leave it out") from None
         names = sorted(self.special, key=len, reverse=True) if allow_special else []  # the longest first
         parts = regex.split(f"({'|'.join(map(regex.escape, names))})", text) if names else [text]
-        ids, offset = [], 0
-        for n, part in enumerate(parts):  # every second one is special
-            ids.append(np.array([self.special[part]], np.int32) if n % 2 else self.encode_part(part, offset))
-            offset += len(part)
-        return np.concatenate(ids)
+        return np.concatenate([np.int32([self.special[part]]) if n % 2 else self.encode_part(parts, n)
+                               for n, part in enumerate(parts)])  # every second one is special
 
-    def encode_part(self, text, offset):
+    def encode_part(self, parts, n):  # -> the ids of parts[n]
         if self.kind == "bpe":
-            return apply_merges(*byte_words(text), *self.table)
+            return apply_merges(*byte_words(parts[n]), *self.table)
         try:
-            return np.fromiter(map(self.table.__getitem__, text), np.int32, len(text))
+            return np.fromiter(map(self.table.__getitem__, parts[n]), np.int32, len(parts[n]))
         except KeyError as unknown:
-            at = text.index(unknown.args[0])
-            raise InputError(f"the tokenizer does not know {text[at]!r} (U+{ord(text[at]):04X}) at offset "
-                             f"{offset + at}: leave it out, or train with bpe, which knows all") from None
+            new = unknown.args[0]
+            at = sum(map(len, parts[:n])) + parts[n].index(new)
+            raise InputError(f"the tokenizer does not know {new!r} (U+{ord(new):04X}) at offset {at}: "
+                             "leave it out, or train with bpe, which knows all") from None
 
     def token_bytes(self, id):
         """To show text as it comes, collect bytes until they are whole characters. InputError: no such id."""
@@ -106,8 +140,9 @@ def char_tokenizer(text, special_tokens=()):
 
 
 def train_bpe(text, vocab_size, special_tokens=()):
-    """vocab_size counts the 256 bytes and the special tokens too (InputError if it has no room for them).
-    When no pair occurs twice there is nothing more to learn, and the vocabulary stays smaller.
+    """The merges of learn, found by the kernel, which updates its counts and need not count anew: 4,096
+    tokens of Shakespeare take it a blink, and learn two minutes. vocab_size counts bytes and special tokens
+    too (InputError if they have no room). When no pair occurs twice any more, the vocabulary stays smaller.
     >>> tokenizer = train_bpe("hug hug hugs", 1000)
     >>> [tokenizer.token_bytes(id) for id in tokenizer.encode("a hug")], tokenizer.vocab_size
     ([b'a', b' hug'], 259)
@@ -123,50 +158,6 @@ def byte_words(text):  # str -> (N,) int32, (W,) int32
     seen = {}
     order = np.array([seen.setdefault(word, len(seen)) for word in WORDS.findall(text)], np.int32)
     return ID_OF_BYTE[np.frombuffer(b"\xff".join([b"", *map(str.encode, seen), b""]), np.uint8)], order
-
-
-def gpt2_tokenizer():
-    """The 50,257 tokens of GPT-2, from OpenAI's two files."""
-    ids, pairs = ((DATA / "gpt2_bpe" / name).read_text("utf-8") for name in ("encoder.json", "vocab.bpe"))
-    return Tokenizer("bpe", merges_from(pairs.splitlines()[1:], json.loads(ids)), ["<|endoftext|>"])
-
-
-def merges_from(pairs, ids):  # pairs "Ġ t" or ["Ġ", "t"], {"Ġ": 220, ...} -> (m, 2) int32
-    pairs = (pair.split() if isinstance(pair, str) else pair for pair in pairs)
-    return np.array([(ids[a], ids[b]) for a, b in pairs], np.int32).reshape(-1, 2)
-
-
-def as_json(tokenizer):
-    """The format of the tokenizers library, which transformers opens too; characters are its WordLevel."""
-    bpe, n = tokenizer.kind == "bpe", tokenizer.vocab_size - len(tokenizer.special)
-    names = ["".join(map(SYMBOL.get, t)) if bpe else t.decode() for t in tokenizer.tokens[:n]]
-    model = {"type": "WordLevel", "unk_token": "<unk>"} if not bpe else {
-        "type": "BPE", "merges": [[names[a], names[b]] for a, b in tokenizer.parts.tolist()]}
-    model["vocab"] = dict(zip(names, range(n))) | tokenizer.special
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
-    added = [{"id": id, "content": text} | flags for text, id in tokenizer.special.items()]
-    return {"version": "1.0", "added_tokens": added, "normalizer": None, "model": model,
-            "pre_tokenizer": BYTE_LEVEL if bpe else SPLIT, "decoder": BYTE_LEVEL if bpe else {"type": "Fuse"}}
-
-
-def save_tokenizer(tokenizer, path):
-    Path(path).write_text(json.dumps(as_json(tokenizer), ensure_ascii=False), "utf-8")
-
-
-def load_tokenizer(path):
-    """Read what save_tokenizer wrote, or GPT-2's own tokenizer.json. InputError: anything else."""
-    try:
-        file = json.loads(Path(path).read_text("utf-8"))
-        model, special = file["model"], {t["content"]: t["id"] for t in file["added_tokens"]}
-        bpe, vocab = "merges" in model, model["vocab"]
-        parts = merges_from(model["merges"], vocab) if bpe else [c for c in vocab if c not in special]
-        tokenizer = Tokenizer("bpe" if bpe else "char", parts, list(special))
-        ours, cut = as_json(tokenizer)["model"]["vocab"], BYTE_LEVEL if bpe else SPLIT
-        if ours != vocab | special or cut != cut | file["pre_tokenizer"] or file["normalizer"]:
-            raise ValueError("its ids are in another order, or it cuts words in another way")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a tokenizer.json of this course or of GPT-2: {error!r}") from None
-    return tokenizer
 
 
 def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (B, T) int32, (B, T) bool
@@ -187,14 +178,23 @@ def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (
 
 
 def main():
-    text, sentence = read_text("shakespeare"), "O Romeo, wherefore art thou Romeo? 羅!"
-    train_bpe("hug hug", 257)  # so that compiling is not in the time
-    start = time.perf_counter()
+    from lessons.tokenizer_json import gpt2_tokenizer  # here, because that file imports this one
+    page, tiny = "<p>Caf&eacute;&nbsp; &amp; <b>bar</b></p>", "hug hug hugs"
+    print(f"clean: {page!r} becomes {clean(page)!r}\nlearn, step by step, and the pairs it counts:")
+    pairs, spell = learn(tiny, 9), train_bpe(tiny, 265).decode  # it compiles the kernel, before we time it
+    for m in range(len(pairs) + 1):
+        words = [encode_word(word, pairs[:m]) for word in WORDS.findall(tiny)]
+        counts = Counter(pair for word in words for pair in pairwise(word))
+        print(f"  {'|'.join(spell([id]) for word in words for id in word):25}",
+              ", ".join(f"{spell(pair)!r} {times}" for pair, times in counts.most_common()))
+    text, start = read_text("shakespeare"), time.perf_counter()
     merges, found = learn_merges(*byte_words(text), 4096 - BYTES)
     print(f"{len(text):,} characters, {len(merges):,} merges learned in {time.perf_counter() - start:.2f} s:")
     bpe = Tokenizer("bpe", merges, ())
     for m in 0, 1, 2, 3, 10, 100, 1000, 3000:
         print(f"{m + 1:6}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {found[m]:,} times")
-    for t in char_tokenizer(text + sentence), train_bpe(text, 512), bpe, gpt2_tokenizer():
+    sentence = "O Romeo, wherefore art thou Romeo? 羅!"
+    for t in char_tokenizer(text + "羅"), train_bpe(text, 512), bpe, gpt2_tokenizer():
+        size = f"{len(set(text))} and 羅" if t.kind == "char" else f"{t.vocab_size:9}"
         pieces = b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace")
-        print(f"{t.kind:4} of {t.vocab_size:5}: {len(t.encode(text[:10_000])):6} per 10,000 chars  {pieces}")
+        print(f"{t.kind:4} of {size}: {len(t.encode(text[:10_000])):6} per 10,000 characters  {pieces}")

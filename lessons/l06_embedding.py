@@ -151,7 +151,3 @@ def draw(table, near):  # (P, C), (P, P) -> path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
-
-
-if __name__ == "__main__":
-    main()

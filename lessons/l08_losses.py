@@ -182,7 +182,3 @@ def draw(before, after, partner):  # (2N, 2) twice, (2N,) -> path
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
-
-
-if __name__ == "__main__":
-    main()

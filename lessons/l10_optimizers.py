@@ -2,16 +2,19 @@
 
     SGD       p -= lr * g                                                Robbins & Monro 1951
     momentum  m = mu * m + g;  p -= lr * m                               Polyak 1964
-    Adam      p -= lr * m / sqrt(v),  m and v averages of g and g^2      Kingma & Ba 2015, algorithm 1
+    Adam      p -= lr * m^ / (sqrt(v^) + eps)                            Kingma & Ba 2015, algorithm 1
+              m, v averages of g, g^2;  at step t  m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t)
+              p -= lr * m / (sqrt(v) + eps)                              as the article has it
     AdamW     Adam, and p shrinks by lr * weight_decay * p               Loshchilov & Hutter 2019, algorithm 2
     Muon      p -= lr * (m with all its singular values near 1)          Jordan et al. 2024, the post "Muon"
 
-p parameters, g gradient, m and v the optimizer's memory (zeros at the start), lr the rate (step size).
+p parameters, g gradient, m and v what the optimizer keeps (zeros at first), lr the rate (step size).
+"The article" is "Large language models from theory to practice", which this course follows.
 All parameters of a model lie in one flat buffer, matrices first. So an optimizer is one call on a slice:
 the caller passes weight_decay for the slice with the matrices and 0 for the biases and norms behind it.
 Everything is changed in place; g is only read. `scale` multiplies g on its way in: that is clipping.
 
-`make lesson 10` walks down one valley with each of them and draws the paths.
+`make lesson 10` walks down one valley with each but Muon, which needs a matrix, and draws the paths.
 """
 import math
 import pathlib
@@ -145,28 +148,29 @@ def valley(points):  # (..., 2) -> (...), (..., 2)
     return ((points - 1) * gradient).sum(axis=-1) / 2, gradient
 
 
-def descend(step):
-    """200 times step(p, g, m, v, t) down the valley -> all the points on the way (201, 2)."""
+def descend(step, lr):
+    """200 times step(p, g, m, v, lr, t) down the valley -> all the points on the way (201, 2)."""
     m, v, path = np.zeros(2), np.zeros(2), [np.array([-4.0, 0.0])]
     for t in range(1, 201):
         path.append(path[-1].copy())
-        step(path[-1], valley(path[-1])[1], m, v, t)
+        step(path[-1], valley(path[-1])[1], m, v, lr, t)
     return np.array(path)
 
 
 def main():
-    paths = {
-        "SGD": descend(lambda p, g, m, v, t: sgd(p, g, m, 0.018, 0.0, 0.0, 1.0)),
-        "momentum": descend(lambda p, g, m, v, t: sgd(p, g, m, 0.005, 0.9, 0.0, 1.0)),
-        "article's Adam": descend(lambda p, g, m, v, t: adam(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, t, False)),
-        "Adam": descend(lambda p, g, m, v, t: adam(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, t)),
-        "AdamW": descend(lambda p, g, m, v, t: adamw(p, g, m, v, 0.4, 0.9, 0.999, 1e-8, 0.1, t, 1.0)),
-    }
-    print("loss in the valley       start   after 10 steps     50     200   first step   ends at")
-    for name, path in paths.items():
+    methods = [  # name, rate, one step
+        ("SGD", 0.018, lambda p, g, m, v, lr, t: sgd(p, g, m, lr, 0.0, 0.0, 1.0)),
+        ("momentum", 0.005, lambda p, g, m, v, lr, t: sgd(p, g, m, lr, 0.9, 0.0, 1.0)),
+        ("article's Adam", 0.4, lambda p, g, m, v, lr, t: adam(p, g, m, v, lr, 0.9, 0.999, 1e-8, t, False)),
+        ("Adam", 0.4, lambda p, g, m, v, lr, t: adam(p, g, m, v, lr, 0.9, 0.999, 1e-8, t)),
+        ("AdamW", 0.4, lambda p, g, m, v, lr, t: adamw(p, g, m, v, lr, 0.9, 0.999, 1e-8, 0.1, t, 1.0)),
+    ]
+    paths = {name: descend(step, rate) for name, rate, step in methods}
+    print("loss in the valley  rate   start   after 10 steps     50     200   length of step 1   ends at")
+    for (name, rate, _), path in zip(methods, paths.values()):
         start, ten, fifty, end = valley(path[[0, 10, 50, 200]])[0]
-        print(f"  {name:<14} {start:14.1f} {ten:16.2f} {fifty:6.2f} {end:7.3f} "
-              f"{np.linalg.norm(path[1] - path[0]):12.2f}   ({path[-1, 0]:.2f}, {path[-1, 1]:.2f})")
+        print(f"  {name:<14} {rate:7.3f} {start:7.1f} {ten:16.2f} {fifty:6.2f} {end:7.3f} "
+              f"{np.linalg.norm(path[1] - path[0]):18.2f}   ({path[-1, 0]:.2f}, {path[-1, 1]:.2f})")
     print("The article's first step is 3.2 times Adam's. AdamW's decay of 0.1 pulls towards (0, 0).")
 
     inputs, outputs = np.random.default_rng(0).normal(size=(2, 200, 32))
@@ -193,8 +197,4 @@ def main():
     rates.legend(loc="upper right")
     pathlib.Path("out/lessons").mkdir(parents=True, exist_ok=True)
     figure.savefig("out/lessons/optimizers.png", dpi=110)
-    print("drawn in out/lessons/optimizers.png")
-
-
-if __name__ == "__main__":
-    main()
+    print("picture: out/lessons/optimizers.png")

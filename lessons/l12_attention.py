@@ -38,8 +38,7 @@ def attention_forward(q, k, v, mask=None):  # (..., Tq, D), (..., Tk, D), (..., 
 
 def attention_backward(dout, cache):  # (..., Tq, D) -> (..., Tq, D), (..., Tk, D), (..., Tk, D)
     """Return dq, dk, dv. Each of the two products is undone by two, with softmax's backward in the middle.
-    That multiplies by the weights. A masked weight is 0, and so its score's gradient: backward needs no mask.
-    """
+    That multiplies by the weights. A masked one is 0, and so its score's gradient: backward needs no mask."""
     q, k, v, weights = cache
     dv = weights.swapaxes(-1, -2) @ dout
     dscores = softmax_backward(dout @ v.swapaxes(-1, -2), weights) / math.sqrt(q.shape[-1])
@@ -75,8 +74,7 @@ def padding_mask(lengths, Tk):  # (B,) -> (B, 1, 1, Tk) bool
 
 def split_heads(x, n_head):  # (B, T, C) -> (B, H, T, D)
     """A head owns D = C / H channels: a position asks H questions at once (section 3.2.2). A view, no copy.
-    ValueError if n_head does not divide C.
-    """
+    ValueError if n_head does not divide C."""
     B, T, C = x.shape
     if C % n_head:
         raise ValueError(f"{C} channels cannot be shared equally by {n_head} heads: choose a divisor of {C}")
@@ -91,9 +89,7 @@ def merge_heads(x):  # (B, H, T, D) -> (B, T, C)
 
 def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> like q
     """Queries from one sequence, keys and values, packed k|v, from another. q and kv may be views.
-
-    causal: query t sees the keys 0 .. Tk - Tq + t.  lengths (B,): how many keys of each row are real.
-    """
+    causal: query t sees the keys 0 .. Tk - Tq + t.  lengths (B,): how many keys of each row are real."""
     q, k, v = (split_heads(x, n_head) for x in (q, *np.split(kv, 2, axis=-1)))
     mask = causal_mask(q.shape[2], k.shape[2]) if causal else True
     if lengths is not None:
@@ -111,8 +107,7 @@ def cross_attention_backward(dout, cache):  # (B, Tq, C) -> (B, Tq, C), (B, Tk, 
 
 def self_attention_forward(qkv, n_head, causal=True, lengths=None):  # (B, T, 3C) -> (B, T, C)
     """A sequence that looks at itself: queries, keys and values of the same positions, packed q|k|v as GPT-2
-    does. Queries that stand in padding (t >= lengths[b]) get finite numbers that mean nothing.
-    """
+    does. Queries that stand in padding (t >= lengths[b]) get finite numbers that mean nothing."""
     C = qkv.shape[-1] // 3
     return cross_attention_forward(qkv[..., :C], qkv[..., C:], n_head, causal, lengths)
 
@@ -128,17 +123,17 @@ def flash_attention(q, k, v, mask=None, tile=64):  # (..., Tq, D), (..., Tk, D),
     A softmax needs the largest score and the sum of all before its first weight is known. The online softmax
     (Milakov & Gimelshein 2018, algorithm 3) works with the largest so far: when a larger one turns up, sum
     and output so far are multiplied by exp(old - new), as if it had been known from the start (Dao et al.
-    2022, algorithm 1; here the loop over queries is the outer one). Forward only.
-    """
+    2022, algorithm 1; here the loop over queries is the outer one). Forward only."""
     Tq, Tk, kT = q.shape[-2], k.shape[-2], k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    tiles = lambda T: [slice(i, i + tile) for i in range(0, T, tile)]  # the last one may be shorter
     mask = np.broadcast_to(True if mask is None else mask, (*q.shape[:-1], Tk))  # a view, whatever its shape
     out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
-    for queries in tiles(Tq):
+    for i in range(0, Tq, tile):
+        queries = slice(i, i + tile)  # the last tile may be shorter
         part = np.zeros_like(out[..., queries, :])
         total = np.zeros_like(part[..., :1])
         largest = np.full_like(total, np.finfo(q.dtype).min)  # not -inf: -inf minus -inf is not a number
-        for keys in tiles(Tk):
+        for j in range(0, Tk, tile):
+            keys = slice(j, j + tile)
             scores = np.where(mask[..., queries, keys], q[..., queries, :] @ kT[..., keys], -np.inf)
             old, largest = largest, np.maximum(largest, scores.max(axis=-1, keepdims=True))
             weights, shrink = np.exp(scores - largest), np.exp(old - largest)
@@ -149,34 +144,43 @@ def flash_attention(q, k, v, mask=None, tile=64):  # (..., Tq, D), (..., Tk, D),
 
 
 def deal(rng, B, n):  # -> (B, 2n) str, (B, 2n, 37) float, (B, 2n) int
-    """n cards, a letter and a digit each, then their letters in alphabetical order with a question mark."""
-    cards, digits = rng.permuted(np.tile(np.arange(26), (B, 1)), axis=1)[:, :n], rng.integers(0, 10, (B, n))
-    answers = np.take_along_axis(digits, np.argsort(cards, axis=1), axis=1)
-    letters, digits, answers = (np.concatenate(pair, axis=1) for pair in (
-        (cards, np.sort(cards, axis=1)), (digits, np.full((B, n), 10)), (np.full((B, n), IGNORE), answers)))
-    words = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))[letters] + np.array(list("0123456789?"))[digits]
-    return words, np.concatenate([np.eye(26)[letters], np.eye(11)[digits]], axis=-1), answers
+    """n cards, a letter and a digit each, then their letters in alphabetical order with a question mark.
+    A word is 37 numbers, 26 letters + 10 digits + "?": its letter and its sign are 1, the rest 0. The answer
+    to "C?" is the digit that stands beside C. A card asks nothing: IGNORE."""
+    letters = rng.permuted(np.tile(np.arange(26), (B, 1)), axis=1)[:, :n]
+    digits = rng.integers(0, 10, (B, n))
+    order = np.argsort(letters, axis=1)
+    answers = np.concatenate([np.full((B, n), IGNORE), np.take_along_axis(digits, order, axis=1)], axis=1)
+    letters = np.concatenate([letters, np.take_along_axis(letters, order, axis=1)], axis=1)
+    signs = np.concatenate([digits, np.full((B, n), 10)], axis=1)  # 10 is the place of "?"
+    words = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))[letters] + np.array(list("0123456789?"))[signs]
+    return words, np.concatenate([np.eye(26)[letters], np.eye(11)[signs]], axis=-1), answers
 
 
 def main():
-    rng = np.random.default_rng(12)
-    layer = [rng.normal(size=(37, D)) * 0.3 for D in (16, 16, 10)]  # a word's q, k; as v a logit per digit
-    attend = lambda x: attention_forward(*(x @ w for w in layer), causal_mask(x.shape[1], x.shape[1]))
-    right = lambda logits, answers: f"{(logits.argmax(-1) == answers)[answers != IGNORE].mean():.1%} right"
+    rng, rate = np.random.default_rng(12), 10
+    W_q, W_k = rng.normal(size=(2, 37, 16)) * 0.3
+    W_v = rng.normal(size=(37, 10)) * 0.3  # a word's value: a logit for each digit
+
+    def attend(x):  # (B, T, 37) -> (B, T, 10), cache
+        return attention_forward(x @ W_q, x @ W_k, x @ W_v, causal_mask(x.shape[1], x.shape[1]))
+
+    def share_right(logits, answers):
+        return (logits.argmax(-1) == answers)[answers != IGNORE].mean()
+
     words, example, _ = deal(np.random.default_rng(3), 1, 8)
     before = attend(example)[1][-1]
-    print("A letter asks: which digit stood beside me? A guess is right in 10 %, looking back in 100 %.\n ",
-          *words[0])
+    print("A letter asks: which digit was beside me? A guess: 10 % right. Looking back: 100 %.\n ", *words[0])
     for step in range(81):
         _, x, answers = deal(rng, 64, 8)
         logits, cache = attend(x)
         if step % 20 == 0:
-            print(f"  after {step:2} steps: {right(logits, answers)}")
+            print(f"  after {step:2} steps: {share_right(logits, answers):.1%} right")
         _, dlogits = cross_entropy(logits, answers)
-        for w, d in zip(layer, attention_backward(dlogits, cache)):
-            w -= 10 * np.tensordot(x, d, axes=((0, 1), (0, 1)))
+        for weight, d in zip((W_q, W_k, W_v), attention_backward(dlogits, cache)):
+            weight -= rate * np.tensordot(x, d, axes=((0, 1), (0, 1)))  # summed over rows and positions
     _, x, answers = deal(rng, 64, 20)
-    print(f"  20 cards, more than it has seen: {right(attend(x)[0], answers)}")
+    print(f"  20 cards, more than it has seen: {share_right(attend(x)[0], answers):.1%} right")
 
     q, k, v = rng.normal(size=(3, 2048, 64)).astype(np.float32)
     gap = np.abs(flash_attention(q, k, v) - attention_forward(q, k, v)[0]).max()
@@ -194,7 +198,3 @@ def draw(words, before, after):  # (2n,) str, (2n, 2n), (2n, 2n)
     Path("out/lessons").mkdir(parents=True, exist_ok=True)
     figure.savefig("out/lessons/attention.png", dpi=100)
     print("picture: out/lessons/attention.png")
-
-
-if __name__ == "__main__":
-    main()

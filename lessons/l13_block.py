@@ -1,7 +1,9 @@
-"""Lesson 13: the transformer block. What stands around attention, and why a deep stack trains at all?
+"""Lesson 13: block. What stands around attention, and why does a deep stack train at all?
 
-    x = x + attention(layernorm(x)) @ W + b              look at other positions
-    x = x + gelu(layernorm(x) @ W + b) @ W + b           think about each position by itself
+    x = x + attention(layernorm(x) @ W_qkv + b_qkv) @ W_o + b_o      look at other positions
+    x = x + gelu(layernorm(x) @ W_1 + b_1) @ W_2 + b_2               think about each position by itself
+
+GPT-2 calls them attn.c_attn (C, 3C), attn.c_proj (C, C), mlp.c_fc (C, 4C) and mlp.c_proj (4C, C).
 
 x is the residual stream: each half reads it through a layer norm and adds what it found. The gradient flows
 back along the plus signs unchanged, whatever the depth. The norm stands before each half ("pre-norm", as in
@@ -137,7 +139,7 @@ def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T,
 def block_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
     """One block. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache).
 
-    The model says how to attend: causal in a decoder, with padding lengths in an encoder, with a memory of
+    The model says how to attend: causal in a decoder, with padding lengths in an encoder, with a KV cache of
     earlier positions in generation. The block is the same.
     """
     h, norm_1 = ops.layernorm_forward(x, *p["ln_1"])
@@ -190,7 +192,3 @@ def main():
               + f"{alike:9.2f}{dx.std():14.1e}")
     print("\nPlain: all fades. Layer norm alone: positions end up alike (cosine near 1), what they were is "
           "lost.\nResidual alone: numbers grow and grow. With both, each layer adds a little to what is.")
-
-
-if __name__ == "__main__":
-    main()

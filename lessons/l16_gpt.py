@@ -22,7 +22,7 @@ from lessons.l13_block import block_backward, block_forward
 
 class Config(NamedTuple):
     vocab_size: int = 512
-    block_size: int = 64  # the longest context, in tokens
+    block_size: int = 64  # GPT-2's word for the longest context, in tokens; not a transformer block
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128  # C
@@ -151,8 +151,8 @@ def main():
     for name, config in [("the main job's", Config()), ("GPT-2 small", Config(50257, 1024, 12, 12, 768)),
                          ("GPT-3", Config(50257, 2048, 96, 96, 12288))]:
         n, flops = count_parameters(config), count_flops(config, 1)
-        print(f"{name:15s} {n:15,} parameters {4 * n / 1e9:8.3f} GB in float32 {flops / 1e6:11,.1f} million "
-              "operations a token")
+        print(f"{name:15s}{n:16,} parameters = {4 * n / 1e6:9,.1f} MB in float32; "
+              f"{flops / 1e9:8,.3f} billion operations to train on one token")
     config = Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
     ops, rng = devices.ops("numpy"), np.random.default_rng(1)
     p, g = init_parameters(config, dtype=np.float64), Parameters(config, dtype=np.float64)
@@ -173,7 +173,3 @@ def main():
         slope = (above - loss()) / 2e-5
         value[i] += 1e-5
         print(f"  {name:24s} number {i}: {g.views[name].reshape(-1)[i]:+.9f}  {slope:+.9f}")
-
-
-if __name__ == "__main__":
-    main()

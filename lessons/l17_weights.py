@@ -88,7 +88,7 @@ def tensor_by_hand(path, name):
 
 def save_model(folder, p, tokenizer):
     """Write the three files, float32; the numbers last: they make a folder a model. tokenizer may be None."""
-    from lessons.l05_tokenizer import save_tokenizer
+    from lessons.tokenizer_json import save_tokenizer
     folder = Path(folder)
     config = FORMULA | dict(zip(SIZES, p.config)) | {"n_ctx": p.config.block_size} | REST
     data = packed({name: view.astype(np.float32) for name, view in p.views.items()}, {"format": "pt"})
@@ -107,7 +107,7 @@ def load_model(folder):
     Names may begin with `transformer.`; an lm_head.weight may be there if it equals wte.weight; float64,
     float16 and bfloat16 become float32. InputError, in one line, where we would compute something else.
     """
-    from lessons.l05_tokenizer import load_tokenizer
+    from lessons.tokenizer_json import load_tokenizer
     config, path = read_config(Path(folder, "config.json")), Path(folder, "model.safetensors")
     with open_tensors(path) as file:
         slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is not a dict)
@@ -194,7 +194,3 @@ def main(folder=None):
             left = [f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*"))]
             print(f"  {point:26s} {', '.join(left)}")
         print("Power loss would also take what the system has not put on the disk yet: hence fsync.")
-
-
-if __name__ == "__main__":
-    main()

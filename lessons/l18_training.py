@@ -88,7 +88,7 @@ class Trainer:
         self.flat_grads = aligned_zeros(threads * n, np.float32).reshape(threads, n)
         self.grads = [Parameters(config, flat) for flat in self.flat_grads]
         self.m, self.v = aligned_zeros(n, np.float32), aligned_zeros(n, np.float32)
-        self.memory, self.matrices = Parameters(config, self.m), block_matrices(self.p)  # for Muon
+        self.momentum, self.matrices = Parameters(config, self.m), block_matrices(self.p)  # for Muon
         self.pool = ThreadPoolExecutor(threads)
 
     def together(self, function):
@@ -134,7 +134,7 @@ class Trainer:
                 ops.adamw(p[s], g[s], self.m[s], self.v[s], lr, *BETAS, EPS, decay, self.steps, scale)
             else:  # whole matrices, not slices
                 for name in self.matrices[i::self.threads]:
-                    matrix, gradient, m = (x[name] for x in (self.p, self.grads[0], self.memory))
+                    matrix, gradient, m = (x[name] for x in (self.p, self.grads[0], self.momentum))
                     ops.muon(matrix, gradient, m, lr, MOMENTUM[op], decay, scale)
 
     def arrays(self):

@@ -5,16 +5,16 @@
 Always taking the most probable token (greedy) soon goes round in circles. Drawing from all of them sooner or
 later draws a bad one, and the model goes on from there. The strategies lie between:
 
-    temperature  softmax(logits / temperature): below 1 sharper, above 1 flatter   (Ackley et al. 1985, eq. 5)
-    top-k        only the k most probable tokens                            (Fan et al. 2018, section 5.1)
+    temperature  softmax(logits / temperature): below 1 sharper, above 1 flatter          (Ackley et al. 1985)
+    top-k        only the k most probable tokens                                         (Fan et al. 2018)
     top-p        only the smallest set whose probability reaches p      (Holtzman et al. 2020, section 3.1)
     beam search  the most probable text as a whole, not token by token
 
 The second subject is speed. In a causal model a new token changes nothing in the tokens before it, so their
-keys and values are remembered (the KV cache), and each step computes one position instead of all.
+keys and values are kept (the KV cache), and each step computes one position instead of all.
 
 B texts, T tokens, C channels, V vocabulary.
-`make lesson 19` writes the same prompt on with every strategy, and measures what the memory saves.
+`make lesson 19` writes the same prompt on with every strategy, and measures what the KV cache saves.
 """
 import codecs
 import time
@@ -27,8 +27,8 @@ from lessons.errors import InputError
 from lessons.l16_gpt import gpt_forward
 
 
-class Memory:
-    """The KV cache of B texts of the same length, empty at first.
+class KVCache:
+    """The keys and values of B texts of the same length, empty at first.
 
     layers[l] (B, block_size, 2C) is k | v of layer l, tokens (B, block_size) are the ids they come from;
     of each, the first `length` positions are filled.
@@ -46,11 +46,11 @@ class Memory:
         self.tokens = self.tokens[rows]
 
 
-def read(ops, p, tokens, memory):  # (B, T) -> (B, V)
-    """Put the tokens after those in memory; return the logits of what follows the last one.
+def read(ops, p, tokens, kv_cache):  # (B, T) -> (B, V)
+    """Put the tokens after those in the KV cache; return the logits of what follows the last one.
 
-    The query of a new token meets the keys in memory and its own. The full forward computes the same, since
-    no token has a say in what stands before it.
+    The query of a new token meets the keys in the KV cache and its own. The full forward computes the same,
+    since no token has a say in what stands before it.
 
     When the block is full, its last half and the new tokens are read again, from position 0 on. To drop the
     oldest token alone would not do: a position is a row of a table, so every token that moves up gets another
@@ -58,20 +58,20 @@ def read(ops, p, tokens, memory):  # (B, T) -> (B, V)
     Raises InputError if a logit is NaN or infinite.
     """
     config, C = p.config, p.config.n_embd
-    if memory.length + tokens.shape[1] > config.block_size:
-        half = memory.tokens[:, max(memory.length - config.block_size // 2, 0):memory.length]
-        tokens, memory.length = np.concatenate([half, tokens], axis=1)[:, -config.block_size:], 0
-    start, end = memory.length, memory.length + tokens.shape[1]
+    if kv_cache.length + tokens.shape[1] > config.block_size:
+        half = kv_cache.tokens[:, max(kv_cache.length - config.block_size // 2, 0):kv_cache.length]
+        tokens, kv_cache.length = np.concatenate([half, tokens], axis=1)[:, -config.block_size:], 0
+    start, end = kv_cache.length, kv_cache.length + tokens.shape[1]
 
     def attention(qkv, layer):  # (B, T, 3C) -> (B, T, C)
-        kv = memory.layers[layer]
+        kv = kv_cache.layers[layer]
         kv[:, start:end] = qkv[..., C:]
         return ops.cross_attention_forward(qkv[..., :C], kv[:, :end], config.n_head, causal=True)
 
     logits = gpt_forward(ops, p, tokens, start, attention)[0][:, -1]
     if not np.isfinite(logits).all():
         raise InputError("the model answers NaN or infinity: take a checkpoint from before its loss exploded")
-    memory.tokens[:, start:end], memory.length = tokens, end
+    kv_cache.tokens[:, start:end], kv_cache.length = tokens, end
     return logits
 
 
@@ -121,10 +121,10 @@ def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0):
 
     Of a prompt longer than the block the last block_size tokens are seen. It must have at least one token.
     """
-    memory, rng = Memory(p.config, dtype=p.flat.dtype), np.random.default_rng(seed)
+    kv_cache, rng = KVCache(p.config, dtype=p.flat.dtype), np.random.default_rng(seed)
     tokens = np.asarray(prompt)[None]
     for _ in range(n):
-        token = choose(read(ops, p, tokens, memory)[0], temperature, top_k, top_p, rng)
+        token = choose(read(ops, p, tokens, kv_cache)[0], temperature, top_k, top_p, rng)
         yield token
         tokens = np.array([[token]])
 
@@ -142,13 +142,13 @@ def beam_search(ops, p, prompt, n, beams):  # (T,) -> (n,) tokens, their log-pro
     with V^(n-1) beams nothing is lost, and the answer exact. In between it is a search without a guarantee.
     The score, log p summed over the tokens, is not divided by the length: all texts have n tokens here.
     """
-    memory, tokens = Memory(p.config, dtype=p.flat.dtype), np.asarray(prompt)[None]
+    kv_cache, tokens = KVCache(p.config, dtype=p.flat.dtype), np.asarray(prompt)[None]
     texts, scores = np.empty((1, 0), np.int64), np.zeros(1)
     for _ in range(n):
-        longer = scores[:, None] + log_probabilities(read(ops, p, tokens, memory))  # (beams, V)
+        longer = scores[:, None] + log_probabilities(read(ops, p, tokens, kv_cache))  # (beams, V)
         best = largest(longer.reshape(-1), beams)
         rows, tokens = best // longer.shape[1], best[:, None] % longer.shape[1]
-        memory.select(rows)
+        kv_cache.select(rows)
         texts, scores = np.concatenate([texts[rows], tokens], axis=1), longer.reshape(-1)[best]
     return texts[0], float(scores[0])
 
@@ -171,7 +171,7 @@ def main(*argv):
         return run(argv)
     p, tokenizer = model_at_hand()
     ops, prompt = devices.ops("cpu"), tokenizer.encode("ROMEO:\n")
-    n = p.config.block_size - len(prompt)  # one block: the text below, without memory, cannot slide
+    n = p.config.block_size - len(prompt)  # one block: the text below, without KV cache, cannot slide
     list(generate(ops, p, prompt, 2))  # the first call compiles
     strategies = {f"temperature {t}": {"temperature": t} for t in (0, 0.5, 0.8, 1.2)}
     strategies |= {"top-k 10": {"top_k": 10}, "top-p 0.9": {"top_p": 0.9}, "4 beams": {"beams": 4}}
@@ -181,15 +181,11 @@ def main(*argv):
                   else list(generate(ops, p, prompt, n, **how)))
         speed, text = n / (time.perf_counter() - start), np.array([*prompt, *tokens])
         log_p = log_probabilities(gpt_forward(ops, p, text[None, :-1])[0][0, -n:])[np.arange(n), text[-n:]]
-        print(f"{name:15s} {speed:6,.0f} tokens/s, mean log p of a token {log_p.mean():5.2f}\n    "
+        print(f"{name:16s} {speed:6,.0f} tokens/s, mean log p of a token {log_p.mean():5.2f}\n    "
               + tokenizer.decode(tokens).replace("\n", " / "))
     start, text = time.perf_counter(), prompt
     for _ in range(n):
         text = np.append(text, gpt_forward(ops, p, text[None])[0][0, -1].argmax())
     speed = n / (time.perf_counter() - start)
     same = list(text[-n:]) == list(generate(ops, p, prompt, n, temperature=0))
-    print(f"without memory  {speed:6,.0f} tokens/s at temperature 0; the same text: {same}")
-
-
-if __name__ == "__main__":
-    main()
+    print(f"without KV cache {speed:6,.0f} tokens/s at temperature 0; the same text: {same}")

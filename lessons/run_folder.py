@@ -99,9 +99,8 @@ def draw(out):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
-    axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue", label="validation")
-    axes.annotate(f"{last['bits_per_character']:.3f} bits a character", (steps[-1], last["val_loss"]),
-                  (-4, 24), textcoords="offset points", ha="right", color="tab:blue")
+    axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue",
+              label=f"validation, {last['bits_per_character']:.3f} bits a character at the end")
     axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
              title=f"{out.name}, {last['seconds']:.0f} seconds")
     right = axes.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))

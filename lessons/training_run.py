@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import pathlib
+import shlex
 import signal
 import sys
 import time
@@ -13,36 +14,46 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lessons import devices
-from lessons.errors import InputError, Parser, non_negative_int, positive_float, positive_int
+from lessons.errors import InputError, Parser, non_negative_int, number, positive_int
 from lessons.generation_run import encode_prompt
-from lessons.l05_tokenizer import char_tokenizer, gpt2_tokenizer, load_tokenizer, train_bpe
+from lessons.l05_tokenizer import char_tokenizer, train_bpe
 from lessons.l16_gpt import Config, count_flops, count_parameters
 from lessons.l17_weights import save_model, save_state
 from lessons.l18_training import RECIPES, Diverged, Trainer, split, train
 from lessons.l19_generation import generate, text_pieces
 from lessons.run_folder import COLUMNS, add_to_log, cut_log, draw, held, new_folder, stopped_run
 from lessons.texts import read_text
+from lessons.tokenizer_json import gpt2_tokenizer, load_tokenizer
 
 INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
 NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}  # since the log's last row; busy are seconds
-LINE = ("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f} nats a token, "
+LINE = ("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f}, "
         "[bold]{bits_per_character:.3f}[/] bits a character")
+
+
+learning_rate = number(float, lambda x: 0 < x < 1e30, "a number above 0")
+
+
+def recipes(field):
+    return ", ".join(f"{name} {getattr(recipe, field)}" for name, recipe in RECIPES.items())
+
+
 OPTIONS = [  # option, how it is read, what --help says
     ("--data", {}, "a text file, or the name of a text in data/ (default: shakespeare)"),
-    ("--tokenizer", {"choices": ["bpe", "char", "gpt2"]}, "(default: bpe)"),
+    ("--tokenizer", {"choices": ["bpe", "char", "gpt2"]}, "learned, characters, or GPT-2's (default: bpe)"),
     ("--vocab-size", {"type": positive_int}, "how many tokens bpe makes (default: 512)"),
-    ("--optimizer", {"choices": list(RECIPES)}, "(default: muon)"),
+    ("--optimizer", {"choices": list(RECIPES)}, "lesson 10's (default: muon)"),
     ("--layers", {"type": positive_int}, "blocks (default: 4)"),
     ("--heads", {"type": positive_int}, "attention heads in a block (default: 4)"),
     ("--embd", {"type": positive_int}, "channels, a multiple of the heads (default: 128)"),
     ("--block", {"type": positive_int}, "tokens of context (default: 64)"),
-    ("--batch", {"type": positive_int}, "rows in a step (default: the optimizer's recipe)"),
-    ("--steps", {"type": positive_int}, "(default: the optimizer's recipe)"),
-    ("--lr", {"type": positive_float}, "highest learning rate (default: the optimizer's recipe)"),
+    ("--batch", {"type": positive_int}, f"rows in a step (default: {recipes('batch')})"),
+    ("--steps", {"type": positive_int}, f"(default: {recipes('steps')})"),
+    ("--lr", {"type": learning_rate}, f"highest learning rate (default: {recipes('lr')})"),
     ("--seed", {"type": non_negative_int}, "(default: 0)"),
     ("--device", {}, "cpu, or numpy: the lessons' own lines (default: cpu)"),
     ("--threads", {"type": positive_int}, "(default: one for each core)"),
-    ("--eval-every", {"type": positive_int}, "steps between evaluations (default: a tenth of all steps)"),
+    ("--eval-every", {"type": positive_int}, "steps (default: a tenth of all, at least 100)"),
     ("--save-every", {"type": positive_int}, "steps between checkpoints (default: as --eval-every)"),
 ]
 FREE = {"device", "threads", "eval_every", "save_every"}  # what may be changed when a run is resumed
@@ -72,7 +83,7 @@ def complete(given):
                 "layers": 4, "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch,
                 "steps": recipe.steps, "lr": recipe.lr, "seed": 0, "device": "cpu",
                 "threads": cores()} | given
-    settings.setdefault("eval_every", max(1, settings["steps"] // 10))
+    settings.setdefault("eval_every", max(100, settings["steps"] // 10))
     settings.setdefault("save_every", settings["eval_every"])
     if settings["tokenizer"] != "bpe" and "vocab_size" in given:
         raise InputError(f"--vocab-size is for --tokenizer bpe: {settings['tokenizer']} has its own size")
@@ -120,6 +131,10 @@ class Job:
                    {"settings": self.settings, "progress": self.progress | {"step": step}})
         self.progress["step"] = step
 
+    def kept(self):
+        step = self.progress["step"]
+        return f"the checkpoint of step {step} is in {self.out}" if step else "no checkpoint was made yet"
+
     def step_tokens(self):
         return self.trainer.recipe.batch * self.trainer.p.config.block_size
 
@@ -146,7 +161,8 @@ class Job:
         trainer, progress, stop, row = self.trainer, self.progress, [], None
         steps, begin = trainer.recipe.steps, time.perf_counter() - progress["seconds"]
 
-        def interrupted(*_):  # the step is finished first; a second Ctrl-C ends at once
+        def interrupted(*_):
+            screen.console.print("Finishing this step, then saving. Ctrl-C again stops at once.")
             stop.append(True)
             signal.signal(signal.SIGINT, default)
 
@@ -180,21 +196,22 @@ class Job:
         try:
             row = self.train()
         except Diverged as problem:
-            step = self.progress["step"]
-            kept = f"the checkpoint of step {step} stays in {out}" if step else "no checkpoint was made yet"
-            raise InputError(f"{problem}; {kept}. Train anew with a smaller rate: "
-                             f"--lr {recipe.lr / 3:.2g}") from None
+            rate = min(recipe.lr, RECIPES[trainer.optimizer].lr) / 3
+            raise InputError(f"{problem}; {self.kept()}. Train anew with a smaller rate: "
+                             f"--lr {rate:.2g}") from None
+        except KeyboardInterrupt:
+            row = None
         if row is None:
-            print(f"Stopped and saved at step {trainer.steps} of {recipe.steps}. "
-                  f'To go on: make train ARGS="--resume --out {out}"', file=sys.stderr)
+            again = f"--resume --out {shlex.quote(str(out))}"
+            print(f'Stopped; {self.kept()}. To go on: make train ARGS="{again}"', file=sys.stderr)
             sys.exit(130)
         print(f"\nOn the whole validation text: {row['val_loss']:.4f} nats a token, "
               f"{row['bits_per_character']:.4f} bits a character, after {row['seconds']:.0f} s. It writes:\n")
         start = encode_prompt(self.tokenizer, "")
         sample = generate(trainer.ops, trainer.p, start, 200, 0.8, 40, seed=self.settings["seed"])
         print("".join(text_pieces(self.tokenizer, sample)))
-        print(f"\nIn {out}/: the model, training.safetensors for --resume, log.csv, loss.png\n"
-              f"""More of its text: make generate ARGS="--model {out} --prompt 'ROMEO:'\"""")
+        print(f"\nIn {out}/: the model, training.safetensors (for --resume), log.csv, loss.png\n"
+              f'More of its text: make generate ARGS="--model {shlex.quote(str(out))} --seed 1"')
 
 
 def prepare(settings, tokenizer, out):  # -> Job
@@ -209,9 +226,11 @@ def prepare(settings, tokenizer, out):  # -> Job
         tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
     training, validation = (tokenizer.encode(part) for part in split(text))
     characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
-    if len(training) <= settings["block"] or characters < 1:
-        raise InputError(f"{settings['data']} is too short: it has {len(training)} tokens to train on, and "
-                         f"--block {settings['block']} needs more; give a longer text or a smaller block")
+    if len(training) <= settings["block"] or characters < 1 or tokenizer.vocab_size < 2:
+        kinds, block = tokenizer.vocab_size, settings["block"]
+        raise InputError(f"{settings['data']} is too short: its {len(text)} characters are {len(training)} "
+                         f"tokens of {kinds} kinds to train on, --block {block} needs more; give a longer "
+                         "text, a smaller --block or --vocab-size, or --tokenizer char")
     config = Config(tokenizer.vocab_size, *(settings[name] for name in ("block", "layers", "heads", "embd")))
     recipe = RECIPES[settings["optimizer"]]
     recipe = recipe._replace(batch=settings["batch"], steps=settings["steps"], lr=settings["lr"],
@@ -221,10 +240,11 @@ def prepare(settings, tokenizer, out):  # -> Job
     progress = {"step": 0, "seconds": 0.0} | NOTHING_YET
     job = Job(trainer, tokenizer, training, validation, characters, settings, progress, out)
     flops = count_flops(config, recipe.steps * job.step_tokens())
-    print(f"{settings['data']}: {len(text):,} characters, {len(training) + len(validation):,} tokens of "
-          f"{config.vocab_size} kinds; the last tenth is for validation\n"
-          f"GPT: {count_parameters(config):,} parameters; {recipe.steps} steps of {recipe.batch} x "
-          f"{config.block_size} tokens, {flops:.1e} operations; {threads} threads")
+    print(f"text   {settings['data']}: {len(text):,} characters, the last tenth for validation\n"
+          f"       = {len(training) + len(validation):,} tokens of {config.vocab_size:,} kinds\n"
+          f"model  GPT with {count_parameters(config):,} parameters\n"
+          f"steps  {recipe.steps:,} of {recipe.batch} x {config.block_size} tokens: {flops:.1e} operations, "
+          f"{threads} threads\n")
     return job
 
 
@@ -247,6 +267,9 @@ def run(argv):
                 return print(f"The run in {out} is complete: all {progress['step']} steps are done.")
             cut_log(out / "log.csv", progress["step"])
             return job.finish()
+    except MemoryError:
+        raise InputError("this training does not fit into memory: choose a smaller --batch, --embd, "
+                         "--layers, --block or --vocab-size") from None
     except OSError as problem:
         raise InputError(f"{problem.filename or out} could not be written: {problem.strerror}. What was "
                          "saved before stays; make room, then go on with --resume, or start anew") from None

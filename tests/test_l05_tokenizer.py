@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from kernels.cpu import tokenizer as cpu
 from lessons import l05_tokenizer as lesson
+from lessons import tokenizer_json
+from lessons.errors import InputError
 
 GOLDENS, DATA = Path(__file__).parent / "goldens", Path(__file__).parents[1] / "data"
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # as OpenAI wrote it
@@ -75,7 +77,86 @@ def english():
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return lesson.gpt2_tokenizer()
+    return tokenizer_json.gpt2_tokenizer()
+
+
+# -------- the definition
+
+
+def test_merge_goes_from_left_to_right():
+    assert lesson.merge((1, 2, 1, 2, 3), (1, 2), 256) == (256, 256, 3)
+    assert lesson.merge((7, 7, 7), (7, 7), 256) == (256, 7), "of aaa the first two"
+    assert lesson.merge((7, 7, 7, 7), (7, 7), 256) == (256, 256)
+    assert lesson.merge((2, 1), (1, 2), 256) == (2, 1) and lesson.merge((), (1, 2), 256) == ()
+
+
+def test_learn_breaks_a_tie_by_the_smaller_ids():
+    h, u, g, space = (FIRST.index(c) for c in (b"h", b"u", b"g", b" "))
+    assert lesson.learn("hug hug hugs", 9) == [(h, u), (256, g), (space, 257)], "h+u is as frequent as u+g"
+    x, y = FIRST.index(b"x"), FIRST.index(b"y")
+    assert lesson.learn("xyxz xyxz", 1) == [(x, y)], "x+y before x+z: both begin with x"
+
+
+def test_learn_stops_when_no_pair_occurs_twice_or_n_are_learned():
+    assert lesson.learn("", 9) == lesson.learn("a b c", 9) == lesson.learn("abc", 9) == []
+    assert len(lesson.learn("hug hug hugs", 2)) == 2 and lesson.learn("hug hug hugs", 0) == []
+
+
+@few
+@given(little_text, st.integers(0, 40))
+@example("aaaa aaaa aaa aa", 40)
+@example("abababa bababab", 40)
+@example("a \u4e00 \u4e00\u4e00", 40)
+def test_learn_learns_what_the_textbook_learns(text, n):
+    assert lesson.learn(text, n) == textbook(text, n)
+
+
+def test_learn_on_prose_learns_what_the_textbook_learns():
+    for text in ENGLISH[:4000], CHINESE[:1000], MIXED * 2:
+        assert lesson.learn(text, 64) == textbook(text, 64)
+
+
+def test_encode_word_begins_with_the_bytes():
+    assert [FIRST[id] for id in lesson.encode_word("hé")] == [b"h", b"\xc3", b"\xa9"]
+    assert lesson.encode_word("") == ()
+
+
+def test_encode_word_merges_in_the_order_of_learning():
+    a, b, c = (FIRST.index(letter) for letter in (b"a", b"b", b"c"))
+    assert lesson.encode_word("abc", [(b, c), (a, b)]) == (a, 256), "b+c came first, so no a+b is left"
+    assert lesson.encode_word("abc", [(a, b), (256, c)]) == (257,)
+
+
+@few
+@given(little_text)
+@example("hug hug hugs")
+def test_encode_word_makes_of_a_word_what_learning_made_of_it(text):
+    merges = textbook(text, 40)
+    for word in regex.findall(PATTERN, text):
+        ids = [FIRST.index(bytes([byte])) for byte in word.encode()]
+        for new, pair in enumerate(merges, 256):
+            ids = merge(ids, pair, new)
+        assert lesson.encode_word(word, merges) == tuple(ids)
+
+
+def equals_the_kernel(text, n, other):
+    """The plain loops of the lesson and the kernel learn the same from text, and make the same of other."""
+    tokenizer, merges = lesson.train_bpe(text, 256 + n), lesson.learn(text, n)
+    assert [tuple(pair) for pair in tokenizer.parts.tolist()] == merges
+    words = [lesson.encode_word(word, merges) for word in regex.findall(PATTERN, other)]
+    assert tokenizer.encode(other).tolist() == [id for word in words for id in word]
+
+
+@pytest.mark.parametrize("text", ["", "hug hug hugs", "aaaa aaaa aaa aa", "abababa bababab", ENGLISH[:6000],
+                                  CHINESE[:1000], MIXED * 3], ids=lambda text: ascii(text[:9]))
+def test_learn_and_encode_word_equal_the_kernel(text):
+    equals_the_kernel(text, 100, text + ENGLISH[-500:] + MIXED)
+
+
+@few
+@given(little_text, st.integers(0, 40), little_text)
+def test_learn_and_encode_word_equal_the_kernel_on_any_text(text, n, other):
+    equals_the_kernel(text, n, other)
 
 
 # -------- training
@@ -258,6 +339,15 @@ def test_encode_names_an_unknown_character_and_where_it_is():
         tokenizer.encode("a<|é|>bé", allow_special=True)
 
 
+def test_encode_refuses_what_is_not_utf8(english):
+    """sys.argv holds a byte that is not UTF-8 as half of a surrogate pair."""
+    for tokenizer in english, lesson.char_tokenizer("abc", ["<|end|>"]):
+        for allowed in False, True:
+            with pytest.raises(InputError, match=r"the text is not UTF-8: '\\udcff' at offset 8") as error:
+                tokenizer.encode("a<|end|>\udcffb\udcfe", allow_special=allowed)
+            assert "\n" not in str(error.value)
+
+
 def test_token_bytes_lets_text_be_shown_as_it_comes(english):
     ids = english.encode("学 the").tolist()
     assert b"".join(english.token_bytes(id) for id in ids) == "学 the".encode()
@@ -317,8 +407,8 @@ def kinds(text=ENGLISH[:5000] + CHINESE + MIXED):
 
 def test_load_tokenizer_reads_what_save_tokenizer_wrote(tmp_path):
     for tokenizer in kinds():
-        lesson.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
-        again = lesson.load_tokenizer(tmp_path / "tokenizer.json")
+        tokenizer_json.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+        again = tokenizer_json.load_tokenizer(tmp_path / "tokenizer.json")
         for attribute in "kind", "vocab_size", "tokens", "special":
             assert getattr(again, attribute) == getattr(tokenizer, attribute)
         text = MIXED if tokenizer.vocab_size else ""
@@ -326,7 +416,8 @@ def test_load_tokenizer_reads_what_save_tokenizer_wrote(tmp_path):
 
 
 def test_save_tokenizer_writes_the_format_of_the_tokenizers_library(tmp_path):
-    lesson.save_tokenizer(lesson.train_bpe("a hug, a hug", 300, ["<|é|>"]), tmp_path / "tokenizer.json")
+    tokenizer = lesson.train_bpe("a hug, a hug", 300, ["<|é|>"])
+    tokenizer_json.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     assert file["model"]["type"] == "BPE" and file["model"]["merges"][0] == ["h", "u"]
     assert file["model"]["vocab"]["Ġhug"] == 258 and file["model"]["vocab"]["<|é|>"] == 259
@@ -334,7 +425,7 @@ def test_save_tokenizer_writes_the_format_of_the_tokenizers_library(tmp_path):
     assert file["pre_tokenizer"]["add_prefix_space"] is False
     assert file["added_tokens"] == [{"id": 259, "content": "<|é|>", "special": True, "single_word": False,
                                      "lstrip": False, "rstrip": False, "normalized": False}]
-    lesson.save_tokenizer(lesson.char_tokenizer("学\n"), tmp_path / "tokenizer.json")
+    tokenizer_json.save_tokenizer(lesson.char_tokenizer("学\n"), tmp_path / "tokenizer.json")
     file = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     assert file["model"]["type"] == "WordLevel" and file["model"]["vocab"] == {"\n": 0, "学": 1}
     assert file["pre_tokenizer"]["type"] == "Split" and file["decoder"] == {"type": "Fuse"}
@@ -343,7 +434,7 @@ def test_save_tokenizer_writes_the_format_of_the_tokenizers_library(tmp_path):
 def test_save_tokenizer_writes_what_the_tokenizers_library_reads(tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed; make bench has it")
     for tokenizer in [*kinds()][:3]:
-        lesson.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+        tokenizer_json.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
         theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
         assert theirs.get_vocab_size() == tokenizer.vocab_size
         for text in ENGLISH[:5000], CHINESE, MIXED, "a<|学|>b\n<|学|>":
@@ -361,7 +452,7 @@ def test_load_tokenizer_reads_gpt2s_own_file(tmp_path):
     file = {"added_tokens": [special], "normalizer": None, "pre_tokenizer": cut, "decoder": cut,
             "model": {"dropout": None, "unk_token": None, "vocab": vocabulary, "merges": merges}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(file), "utf-8")
-    tokenizer = lesson.load_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = tokenizer_json.load_tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.encode("Hello, world!<|endoftext|>", True).tolist() == [15496, 11, 995, 0, 50256]
 
 
@@ -377,7 +468,7 @@ def test_load_tokenizer_reads_gpt2s_own_file(tmp_path):
     {"normalizer": {"type": "Lowercase"}}])
 def test_load_tokenizer_refuses_a_tokenizer_that_would_give_other_ids(tmp_path, change):
     path = tmp_path / "tokenizer.json"
-    lesson.save_tokenizer(lesson.train_bpe("hug hug", 300), path)
+    tokenizer_json.save_tokenizer(lesson.train_bpe("hug hug", 300), path)
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
     refuses(path)
 
@@ -393,7 +484,7 @@ def test_load_tokenizer_refuses_another_file(tmp_path, content):
 
 def refuses(path):
     with pytest.raises(ValueError, match="is not a tokenizer.json") as error:
-        lesson.load_tokenizer(path)
+        tokenizer_json.load_tokenizer(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -456,6 +547,7 @@ def test_pad_refuses_a_third_side():
     ("  a\t\tb \u00a0\u3000 c  \n  d  ", "a b c\nd"),
     ("a\n\n\n \n\nb", "a\n\nb"),
     ("\ud800x", "x"),  # half of a surrogate pair cannot be written as UTF-8
+    ("x<y>z", "xz"),  # a limit: y is taken for a tag
     ("<|endoftext|>", "<|endoftext|>"), ("学而时习之", "学而时习之"), ("", "")])
 def test_clean(raw, want):
     assert lesson.clean(raw) == want

@@ -43,11 +43,11 @@ def window(kept, new, block_size):  # (B, T), (B, T) -> (B, T)
 
 
 def check_read(ops, p, chunks):
-    memory = lesson.Memory(p.config, len(chunks[0]), p.flat.dtype)
+    kv_cache = lesson.KVCache(p.config, len(chunks[0]), p.flat.dtype)
     seen = chunks[0][:, :0]
     for i, chunk in enumerate(chunks):
         seen = window(seen, chunk, p.config.block_size)
-        got, want = lesson.read(ops, p, chunk, memory), gpt_forward(NUMPY, p, seen)[0][:, -1]
+        got, want = lesson.read(ops, p, chunk, kv_cache), gpt_forward(NUMPY, p, seen)[0][:, -1]
         assert_close(got, want, f"logits after chunk {i}", rtol=1e-5, atol=1e-5)
 
 
@@ -59,10 +59,10 @@ def test_read_gives_the_logits_of_the_full_forward_at_every_position_and_past_th
 
 def test_read_is_exact_to_rounding_in_float64():
     p = model(dtype=np.float64)
-    memory, tokens = lesson.Memory(p.config, 2, np.float64), text(2, 6)
+    kv_cache, tokens = lesson.KVCache(p.config, 2, np.float64), text(2, 6)
     want = gpt_forward(NUMPY, p, tokens)[0]
     for t in range(6):
-        got = lesson.read(NUMPY, p, tokens[:, t:t + 1], memory)
+        got = lesson.read(NUMPY, p, tokens[:, t:t + 1], kv_cache)
         assert_close(got, want[:, t], f"logits at {t}", rtol=1e-12, atol=1e-12)
 
 
@@ -77,18 +77,18 @@ def test_read_stops_at_a_model_that_exploded():
     p = model()
     p["ln_f"][1][:] = np.nan
     with pytest.raises(InputError, match="NaN or infinity"):
-        lesson.read(NUMPY, p, text(1, 2), lesson.Memory(p.config))
+        lesson.read(NUMPY, p, text(1, 2), lesson.KVCache(p.config))
 
 
 @rooms
 def test_select_doubles_texts_and_drops_others(room):
     p, ops, tokens, rows = model(), devices.ops(room), text(3, 5), np.array([2, 0, 2, 2])
-    memory, fresh = lesson.Memory(p.config, 3), lesson.Memory(p.config, 4)
-    lesson.read(ops, p, tokens, memory)
+    kv_cache, fresh = lesson.KVCache(p.config, 3), lesson.KVCache(p.config, 4)
+    lesson.read(ops, p, tokens, kv_cache)
     lesson.read(ops, p, tokens[rows], fresh)
-    memory.select(rows)
+    kv_cache.select(rows)
     for new in np.split(text(4, 4), 4, axis=1):  # the texts part from here on, and slide
-        assert_close(lesson.read(ops, p, new, memory), lesson.read(ops, p, new, fresh), "logits", atol=1e-5)
+        assert_close(lesson.read(ops, p, new, kv_cache), lesson.read(ops, p, new, fresh), "logits", atol=1e-5)
 
 
 @settings(deadline=None, max_examples=50)
@@ -229,7 +229,7 @@ def test_generate_yields_each_token_before_it_reads_it():
     next(tokens)
     assert reads == [3]
     assert len(list(tokens)) == 1
-    assert reads == [3, 1], "a token that is remembered is not read again, and the last one never"
+    assert reads == [3, 1], "a token in the KV cache is not read again, and the last one never"
 
 
 def test_log_probabilities():
@@ -266,7 +266,7 @@ def test_beam_search_with_one_beam_is_greedy():
 
 
 def test_beam_search_remembers_for_each_beam_its_own_text():
-    """The score comes from the memory: if that were not re-ordered with the beams, it would be another."""
+    """The score comes from the KV cache: if that were not re-ordered with the beams, it would be another."""
     scores = []
     for seed in range(8):
         p = model(seed=seed)
@@ -330,7 +330,8 @@ def test_main_in_both_rooms_writes_the_same_text(folder, capsys):
 @pytest.mark.parametrize("argv, message", [
     (["--model", "no/such/folder"], "no/such/folder"),
     (["--prompt", "ROMEO and Juliet"], "'a'.*offset 6"),
-    (["--prompt", "\udcff"], "prompt"),
+    (["--prompt", "ROMEO:\udcff"], "--prompt: .* offset 6 is not UTF-8"),
+    (["--prompt", "-x"], r"--prompt: expected one argument \(a value that begins with - .*: --prompt=-x\)"),
     (["--temperature", "-0.1"], "--temperature: '-0.1' is not a number, 0 or more"),
     (["--temperature", "nan"], "--temperature: 'nan'"),
     (["--temperature", "inf"], "--temperature: 'inf'"),
@@ -344,11 +345,13 @@ def test_main_in_both_rooms_writes_the_same_text(folder, capsys):
     (["--tokens", "0"], "--tokens: '0'"),
     (["--tokens", "-5"], "--tokens: '-5'"),
     (["--tokens", "ten"], "--tokens: 'ten'"),
+    (["--tokens", "1000001"], "--tokens: '1000001' is not a whole number, 1 to 1,000,000"),
     (["--tokens"], "--tokens: expected one argument"),
     (["--beams", "0"], "--beams: '0'"),
     (["--beams", "100000"], "--beams: '100000' is not a whole number, 1 to 100"),
     (["--seed", "-1"], "--seed: '-1'"),
-    (["--device", "gpu"], "--device: 'gpu' is not one of numpy, cpu"),
+    (["--device", "gpu"], "no device 'gpu': choose one of numpy, cpu"),
+    (["--device", "cuda"], "no device 'cuda' .*lesson 26"),
     (["--colour", "blue"], "--colour"),
     (["--tok", "5"], "--tok"),
     (["ROMEO"], "ROMEO"),
@@ -358,6 +361,11 @@ def test_main_says_in_one_line_what_is_wrong_with(folder, argv, message, capsys)
         lesson.main("--model", folder, *argv)
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
+
+
+def test_main_takes_the_largest_number_of_tokens_and_a_prompt_that_begins_with_a_dash():
+    args = generation_run.parse(["--tokens", "1000000", "--prompt=-x"])
+    assert args.tokens == 1_000_000 and args.prompt == "-x"
 
 
 def test_main_needs_a_tokenizer(tmp_path):
@@ -371,6 +379,12 @@ def test_encode_prompt_begins_an_empty_prompt_somewhere():
     assert list(generation_run.encode_prompt(char_tokenizer("\tab\n"), "")) == [1]
     assert list(generation_run.encode_prompt(char_tokenizer("ab"), "")) == [0]  # no newline: token 0
     assert list(generation_run.encode_prompt(char_tokenizer("ab"), "ba")) == [1, 0]
+
+
+def test_encode_prompt_says_so_when_the_command_line_was_not_utf_8():
+    for tokenizer in char_tokenizer("ab"), train_bpe("ab ab", 257):
+        with pytest.raises(InputError, match="--prompt: what stands at offset 2 is not UTF-8"):
+            generation_run.encode_prompt(tokenizer, b"ab\xff".decode(errors="surrogateescape"))
 
 
 def test_text_pieces_of_a_real_tokenizer_are_what_it_decodes():

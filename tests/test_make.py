@@ -1,6 +1,6 @@
 """What a person types: the Makefile, environment.py, `python -m lessons`. Nothing is downloaded here.
 
-Each test works in a small house of its own: the real Makefile and environment.py, four lessons that only
+Each test works in a small house of its own: the real Makefile and environment.py, five lessons that only
 print, and a uv that only writes down what it was asked. The PATH holds nothing but the tools below, so that
 no uv of this machine comes in.
 """
@@ -22,6 +22,7 @@ LESSONS = {
     "l02_ngrams": '"""Lesson 2: counting. How far does it get us?"""\ndef main(): print("ngrams ran")',
     "l12_attention": '"""Lesson 12: attention looks back."""\ndef main(*a): print("attention ran", *a)',
     "l18_training": '"""How does a text become a model?\n\nMore."""\ndef main(*a): print("training ran", *a)',
+    "l23_translation": '"""Lesson 23: translation."""\ndef main(): print("translation ran")',
     "l19_generation": 'def main(*a): print("generation ran", *a)',
 }
 UV = """#!/bin/sh
@@ -97,7 +98,8 @@ def test_a_verb_does_its_work_and_says_nothing_else(house, words, output):
 @pytest.mark.parametrize("words, line", [
     (["lesson", "99"], "There is no lesson '99'. The lessons are:"),
     (["lesson", "test"], "There is no lesson 'test'. The lessons are:"),
-    (["lesson", "n"], "'n' fits several lessons: 2 ngrams, 12 attention, 18 training, 19 generation."),
+    (["lesson", "ten"], "There is no lesson 'ten'. The lessons are:"),  # though at-ten-tion has it
+    (["lesson", "tr"], "'tr' fits several lessons: 18 training, 23 translation."),
     (["lesson", "2", "ARGS=--steps 9"], "Lesson 2 takes no options: --steps 9"),
     (["lesson", "1", "2"], "one lesson at a time: make lesson 1"),
     (["12"], "there is no verb '12'; make lists them"),
@@ -119,7 +121,8 @@ def test_make_lists_the_verbs_and_the_lessons_without_an_environment(house):
                            "   2  ngrams          How far does it get us?\n"
                            "  12  attention       attention looks back.\n"
                            "  18  training        How does a text become a model?\n"
-                           "  19  generation      \n")
+                           "  19  generation      \n"
+                           "  23  translation     translation.\n")
 
 
 def test_make_lesson_alone_lists_the_lessons(house):

@@ -57,7 +57,7 @@ def what_was_learned(out):
 
 def test_a_run_writes_model_checkpoint_log_and_picture(text, tmp_path, capsys):
     out = tmp_path / "out"
-    train("--data", text, *TINY, "--steps", 20, "--out", out)
+    train("--data", text, *TINY, "--steps", 20, "--eval-every", 2, "--out", out)
     assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.json", "tokenizer.json",
                                                      "training.safetensors", "log.csv", "loss.png"}
     rows = log(out)
@@ -131,6 +131,26 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bits(text, tmp_path):
     (got, got_log), (want, want_log) = what_was_learned(out), what_was_learned(tmp_path / "whole")
     assert got_log == want_log, f"log.csv after {kills} kills differs from that of a run without"
     assert got == want, f"other bits in {[name for name in want if got[name] != want[name]]}"
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_what_was_saved(text, tmp_path, monkeypatch, capsys):
+    def hang(trainer, tokens):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    monkeypatch.setattr(training_run.Trainer, "evaluate", hang)
+    with pytest.raises(SystemExit) as stop:
+        train("--data", text, *TINY, "--steps", 3, "--out", tmp_path / "a folder")
+    printed, errors = capsys.readouterr()
+    assert stop.value.code == 130 and "Ctrl-C again stops at once" in printed
+    assert "no checkpoint was made yet" in errors and f"--out '{tmp_path}/a folder'" in errors, errors
+
+
+def test_a_text_without_newline_is_written_on_too(tmp_path, capsys):
+    (tmp_path / "line.txt").write_text(TEXT.replace("\n", " "))
+    train("--data", tmp_path / "line.txt", *TINY, "--steps", 2, "--out", tmp_path / "out")
+    assert "More of its text" in capsys.readouterr().out
 
 
 def interrupt(monkeypatch, step):
@@ -227,7 +247,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(text, tmp_path):
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
     assert "Traceback" not in errors and f"--resume --out {out}" in errors
-    step = int(errors.split("step ")[1].split()[0])
+    step = int(errors.split("checkpoint of step ")[1].split()[0])
     arrays = load_file(out / "training.safetensors")
     assert step > 0 and set(arrays) == {"parameters", "momentum", "variance"}
 
@@ -274,7 +294,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(text, tmp_path):
 def test_a_loss_of_nan_stops_the_run_with_a_remedy_and_is_not_saved(steps, text, tmp_path, capsys):
     """The update that blows up comes after a loss that was fine: before a save it is looked at again."""
     with pytest.raises(SystemExit) as stop:
-        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 1e30, "--steps", steps, "--save-every", 1,
+        train("--data", text, *TINY, "--optimizer", "sgd", "--lr", 9e29, "--steps", steps, "--save-every", 1,
               "--out", tmp_path / "out")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "--lr" in error and "step" in error, error
@@ -292,7 +312,7 @@ def test_a_checkpoint_from_before_the_loss_was_nan_stays(text, tmp_path, capsys,
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(training_run, "train", blow_up)
         train("--data", text, *TINY, "--steps", 8, "--save-every", 2, "--eval-every", 8, "--out", out)
-    assert f"the checkpoint of step 4 stays in {out}" in capsys.readouterr().err
+    assert f"the checkpoint of step 4 is in {out}" in capsys.readouterr().err
     train("--resume", "--out", out)
     assert np.isfinite(float(log(out)[-1]["val_loss"]))
 
@@ -323,6 +343,7 @@ def made(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"abc\0def")
     (tmp_path / "latin1.txt").write_bytes("Grüße".encode("latin1"))
     (tmp_path / "tale.txt").write_text(TEXT)
+    (tmp_path / "spaces.txt").write_text(5000 * " ")
     (tmp_path / "chinese.txt").write_text("学而时习之不亦说乎。", "utf-8")
     (tmp_path / "a_folder").mkdir()
     (tmp_path / "mine").mkdir()
@@ -354,6 +375,9 @@ BAD = [  # options ({} is the folder of `made`), what the line must say
     ("--lr 0", "above 0"),
     ("--lr -1", "above 0"),
     ("--lr inf", "inf"),
+    ("--lr 1e300", "1e300"),
+    ("--data {}/spaces.txt --tokenizer char", "1 kinds"),
+    ("--embd 9999998 --heads 1", "memory"),
     ("--lr fast", "fast"),
     ("--seed -1", "whole number"),
     ("--block 0", "whole number"),
