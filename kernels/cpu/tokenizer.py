@@ -13,6 +13,7 @@ import numpy as np
 
 from kernels.cpu.compiled import inlined, kernel
 
+i64 = np.int64
 BYTES = 256  # tokens below are single bytes, in some order; merge m makes token 256 + m
 EDGE, GONE, NONE = -1, -2, -1  # between words; swallowed by the token on its left; no pair begins here
 
@@ -55,15 +56,15 @@ def lists(N, pairs):
 @kernel
 def learn(tokens, weights, merges, merged, left, right, pair, first, last, place, link,
           count, key, shown, heap, seen, met):  # -> the number of merges
-    pairs = entries = 0
+    pairs = entries = i64(0)  # always int64: each other type would compile the small functions again
     for i in range(tokens.size - 1):
         a, b = tokens[i], tokens[i + 1]
         if a >= 0 and b >= 0:
             if seen[a, b] == NONE:
-                seen[a, b], key[pairs] = pairs, pair_key(a, b)
+                seen[a, b], key[pairs] = pairs, pair_key(i64(a), i64(b))
                 pairs += 1
             count[seen[a, b]] += weights[i]
-            entries = append(i, seen[a, b], entries, pair, first, last, place, link)
+            entries = append(i64(i), i64(seen[a, b]), entries, pair, first, last, place, link)
     for p in range(pairs):
         push(p, p, heap, shown, count, key)
     size = pairs
@@ -97,10 +98,10 @@ def learn(tokens, weights, merges, merged, left, right, pair, first, last, place
                 p = met[side, other]
                 if p < fresh:  # (other, new) or (new, other): the first in this step
                     p = met[side, other] = pairs
-                    key[p] = pair_key(other, new) if side == 0 else pair_key(new, other)
+                    key[p] = pair_key(i64(other), i64(new)) if side == 0 else pair_key(i64(new), i64(other))
                     pairs += 1
                 count[p] += weights[i]
-                entries = append(at, p, entries, pair, first, last, place, link)
+                entries = append(i64(at), i64(p), entries, pair, first, last, place, link)
             pair[j] = NONE
         for p in range(fresh, pairs):
             push(p, size, heap, shown, count, key)
@@ -110,11 +111,11 @@ def learn(tokens, weights, merges, merged, left, right, pair, first, last, place
 
 @kernel
 def apply(tokens, keys, ranks, left, right, pair, first, last, place, link):
-    entries = 0
+    entries = i64(0)
     for i in range(tokens.size - 1):
         p = rank_of(tokens[i], tokens[i + 1], keys, ranks)
         if p != NONE:
-            entries = append(i, p, entries, pair, first, last, place, link)
+            entries = append(i64(i), i64(p), entries, pair, first, last, place, link)
     for m in range(len(keys)):
         e = first[m]
         while e != NONE:
@@ -128,19 +129,19 @@ def apply(tokens, keys, ranks, left, right, pair, first, last, place, link):
             for at, a, b in ((h, tokens[h], tokens[i]), (i, tokens[i], tokens[k])):
                 p = rank_of(a, b, keys, ranks)
                 if p != NONE:
-                    entries = append(at, p, entries, pair, first, last, place, link)
+                    entries = append(i64(at), i64(p), entries, pair, first, last, place, link)
 
 
 @inlined
 def pair_key(a, b):
-    return np.int64(a) << 32 | np.int64(b)
+    return a << i64(32) | b
 
 
 @inlined
 def rank_of(a, b, keys, ranks):  # -> the merge that joins a and b, or NONE
     if a < 0 or b < 0:
         return NONE
-    key, lo, hi = pair_key(a, b), 0, len(keys)
+    key, lo, hi = pair_key(i64(a), i64(b)), 0, len(keys)
     while lo < hi:
         mid = (lo + hi) >> 1
         if keys[mid] < key:
