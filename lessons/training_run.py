@@ -25,7 +25,7 @@ from lessons.run_folder import COLUMNS, add_to_log, cut_log, draw, held, new_fol
 from lessons.texts import read_text
 from lessons.tokenizer_json import gpt2_tokenizer, load_tokenizer
 
-INTERIM_BLOCKS = 1000  # so many validation blocks are looked at on the way; the log's last row has all
+INTERIM_TOKENS = 128_000  # of the validation text, looked at on the way; the log's last row has all of it
 NOTHING_YET = {"loss_sum": 0.0, "losses": 0, "busy": 0.0}  # since the log's last row; busy are seconds
 LINE = ("step {step:5d}   loss {train_loss:.3f}   validation {val_loss:.3f}, "
         "[bold]{bits_per_character:.3f}[/] bits a character")
@@ -105,6 +105,14 @@ def changed(settings, given, out):
     return settings | given
 
 
+def spread(tokens, most):  # (n,) -> (at most `most`,)
+    """All, or twenty pieces from all over the text: one part of it may be easier than the others."""
+    if len(tokens) <= most:
+        return tokens
+    starts = np.linspace(0, len(tokens) - most // 20, 20).astype(int)
+    return np.concatenate([tokens[start:start + most // 20] for start in starts])
+
+
 @dataclass
 class Job:
     """A run under way."""
@@ -144,8 +152,7 @@ class Job:
     def log(self, norm, whole):
         """Evaluate, add a row to log.csv and return it."""
         trainer, progress, n = self.trainer, self.progress, len(self.validation)
-        shown = n if whole else INTERIM_BLOCKS * trainer.p.config.block_size + 1
-        nats = trainer.evaluate(self.validation[:shown])
+        nats = trainer.evaluate(self.validation if whole else spread(self.validation, INTERIM_TOKENS))
         if not math.isfinite(nats):
             raise Diverged(f"after step {trainer.steps} the loss on the validation text is {nats}")
         bits = nats / math.log(2) * (n - 1) / self.characters

@@ -69,7 +69,7 @@ def test_a_run_writes_model_checkpoint_log_and_picture(text, tmp_path, capsys):
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
 def test_the_last_row_is_the_saved_models_loss_on_all_validation_text(tokenizer, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_run, "INTERIM_BLOCKS", 2)  # the other rows look at less
+    monkeypatch.setattr(training_run, "INTERIM_TOKENS", 100)  # the other rows look at less
     how = ["--tokenizer", "char"] if tokenizer == "char" else ["--tokenizer", "bpe", "--vocab-size", 300]
     train("--data", text, *TINY[2:], *how, "--steps", 6, "--eval-every", 2, "--out", tmp_path / "out")
     p, bpe = load_model(tmp_path / "out")
@@ -85,6 +85,14 @@ def test_the_last_row_is_the_saved_models_loss_on_all_validation_text(tokenizer,
     assert float(row["val_loss"]) == pytest.approx(nats / (len(tokens) - 1), rel=1e-5)
     characters = len(TEXT[cut:]) - len(bpe.decode(tokens[:1]))
     assert float(row["bits_per_character"]) == pytest.approx(nats / characters / np.log(2), rel=1e-5)
+
+
+def test_spread_takes_pieces_from_all_over_the_text():
+    tokens = np.arange(1000)
+    assert training_run.spread(tokens, 1000) is tokens
+    some = training_run.spread(tokens, 200)
+    assert len(some) == 200 and some[0] == 0 and some[-1] == 999
+    assert np.abs(some - np.linspace(0, 999, 200)).max() < 60
 
 
 def test_the_log_has_means_since_its_last_row_and_the_rate_of_its_step(text, tmp_path):
