@@ -174,10 +174,10 @@ def train(trainer, tokens, seed=0):
         yield trainer.step(*rows(tokens, recipe.batch, block, seed, trainer.steps + 1))
 
 
-def quick_model(text, steps=200):  # -> (Parameters, tokenizer)
-    """A small model of characters, trained for seconds: for demonstrations where no better one is at hand."""
+def quick_model(text, steps=100):  # -> (Parameters, tokenizer)
+    """A small model of characters, trained in a second: for demonstrations where no better one is at hand."""
     tokenizer = char_tokenizer(text)
-    recipe = RECIPES["muon"]._replace(steps=steps, warmup=steps // 10)
+    recipe = RECIPES["muon"]._replace(batch=8, steps=steps, warmup=steps // 10)
     trainer = Trainer(devices.ops("cpu"), Config(tokenizer.vocab_size, 64, 2, 4, 64), recipe=recipe)
     for _ in train(trainer, tokenizer.encode(text)):
         pass
