@@ -192,3 +192,14 @@ def test_block_matrices_leave_out_tables_and_vectors():
     names = lesson.block_matrices(trainer().p)
     assert len(names) == 8 and all(name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name
                                    for name in names)
+
+
+def test_quick_model_is_better_than_counting_characters():
+    text = "the quick brown fox jumps over the lazy dog. " * 60
+    p, tokenizer = lesson.quick_model(text)
+    t = lesson.Trainer(devices.ops("cpu"), p.config)
+    t.p.flat[:] = p.flat
+    counts = np.bincount(tokenizer.encode(text)) / len(text)
+    entropy = -(counts[counts > 0] * np.log(counts[counts > 0])).sum()
+    loss = t.evaluate(tokenizer.encode(text))
+    assert loss < entropy / 2, f"{loss:.2f} nats a character; the frequencies alone give {entropy:.2f}"
