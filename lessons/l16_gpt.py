@@ -152,8 +152,8 @@ def main():
                          ("GPT-3", Config(50257, 2048, 96, 96, 12288))]:
         n, flops = count_parameters(config), count_flops(config, 1)
         size = f"{4 * n / 1e6:.1f} MB" if n < 1e8 else f"{4 * n / 1e9:.1f} GB"
-        print(f"{name:15s}{n:16,} parameters = {size:>8s} in float32; {flops / 1e9:8,.3f} billion operations to "
-              "train on one token")
+        print(f"{name:15s}{n:16,} parameters = {size:>8s} in float32; "
+              f"{flops / 1e9:8,.3f} billion operations to train on one token")
     config = Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
     ops, rng = devices.ops("numpy"), np.random.default_rng(1)
     p, g = init_parameters(config, dtype=np.float64), Parameters(config, dtype=np.float64)
