@@ -54,15 +54,20 @@ class Job:
     def save(self):
         """The checkpoint comes last: where it says step N, all else in the folder is at least that far."""
         step, block = self.trainer.steps, self.trainer.p.config.block_size
-        nats = self.trainer.evaluate(self.validation[:4 * block + 1])
-        if not math.isfinite(nats):
-            raise Diverged(f"after step {step} the loss on the validation text is {nats}")
+        self.evaluate(self.validation[:4 * block + 1])
         save_model(self.out, self.trainer.p, self.tokenizer)
         if step == self.trainer.recipe.steps:
             draw(self.out)
         save_state(self.out / "training.safetensors", self.trainer.arrays(),
                    {"settings": self.settings, "progress": self.progress | {"step": step}})
         self.progress["step"] = step
+
+    def evaluate(self, tokens):
+        """Their mean loss in nats. Diverged if it is not finite: such a model is not logged and not saved."""
+        nats = self.trainer.evaluate(tokens)
+        if not math.isfinite(nats):
+            raise Diverged(f"after step {self.trainer.steps} the loss on the validation text is {nats}")
+        return nats
 
     def kept(self):
         step = self.progress["step"]
@@ -77,9 +82,7 @@ class Job:
     def log(self, norm, whole):
         """Evaluate, add a row to log.csv and return it."""
         trainer, progress, n = self.trainer, self.progress, len(self.validation)
-        nats = trainer.evaluate(self.validation if whole else spread(self.validation, INTERIM_TOKENS))
-        if not math.isfinite(nats):
-            raise Diverged(f"after step {trainer.steps} the loss on the validation text is {nats}")
+        nats = self.evaluate(self.validation if whole else spread(self.validation, INTERIM_TOKENS))
         bits = nats / math.log(2) * (n - 1) / self.characters
         loss, lr = progress["loss_sum"] / progress["losses"], trainer.recipe.lr * trainer.rate()
         values = [trainer.steps, trainer.steps * self.step_tokens(), loss, nats, bits, lr, norm, self.speed(),
@@ -119,12 +122,12 @@ class Job:
                 if stop:
                     break
                 mark = time.perf_counter()
-        signal.signal(signal.SIGINT, default)
         return row if trainer.steps == steps else None
 
     def finish(self):
         """Train, and show what came of it."""
         trainer, out, recipe = self.trainer, self.out, self.trainer.recipe
+        ctrl_c = signal.getsignal(signal.SIGINT)
         try:
             row = self.train()
         except Diverged as problem:
@@ -133,6 +136,8 @@ class Job:
                              f"--lr {rate:.2g}") from None
         except KeyboardInterrupt:
             row = None
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
         if row is None:
             again = f"--resume --out {shlex.quote(str(out))}"
             print(f'Stopped; {self.kept()}. To go on: make train ARGS="{again}"', file=sys.stderr)
@@ -149,15 +154,16 @@ class Job:
 def prepare(settings, tokenizer, out):  # -> Job
     """Text, tokens, model. InputError if they do not go together; nothing is written yet."""
     text, ops = read_text(settings["data"]), devices.ops(settings["device"])
+    parts = split(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if settings.setdefault("sha256", digest) != digest:
         raise InputError(f"--resume: {settings['data']} is no longer the text that the run in {out} reads")
     if tokenizer is None and settings["tokenizer"] == "bpe":  # it must not see the validation text either
-        tokenizer = train_bpe(split(text)[0], settings["vocab_size"])
+        tokenizer = train_bpe(parts[0], settings["vocab_size"])
     elif tokenizer is None:
         tokenizer = char_tokenizer(text) if settings["tokenizer"] == "char" else gpt2_tokenizer()
-    training, validation = (tokenizer.encode(part) for part in split(text))
-    characters = len(split(text)[1]) - len(tokenizer.decode(validation[:1]))
+    training, validation = map(tokenizer.encode, parts)
+    characters = len(parts[1]) - len(tokenizer.decode(validation[:1]))
     if len(training) <= settings["block"] or characters < 1 or tokenizer.vocab_size < 2:
         kinds, block = tokenizer.vocab_size, settings["block"]
         raise InputError(f"{settings['data']} is too short: its {len(text)} characters are {len(training)} "

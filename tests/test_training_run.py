@@ -307,6 +307,7 @@ def test_a_loss_of_nan_stops_the_run_with_a_remedy_and_is_not_saved(steps, text,
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "--lr" in error and "step" in error, error
     assert not (tmp_path / "out" / "training.safetensors").exists(), "it kept a model that answers NaN"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is still the stopped run's"
 
 
 def test_a_checkpoint_from_before_the_loss_was_nan_stays(text, tmp_path, capsys, monkeypatch):
