@@ -2,7 +2,7 @@
 import json
 
 from lessons.errors import InputError
-from lessons.l16_gpt import Config, shapes
+from lessons.parameters import Config
 
 SIZES = ["n_positions" if name == "block_size" else name for name in Config._fields]  # config.json's words
 FORMULA = {"model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -32,7 +32,7 @@ def read_config(path):
 
 def check_tensors(path, config, found):
     """InputError names what does not fit, before a number is read. found: name -> (type, *shape)."""
-    want = shapes(config._replace(n_layer=min(config.n_layer, len(found) + 99)))  # a lie takes no memory
+    want = config._replace(n_layer=min(config.n_layer, len(found) + 99)).shapes()  # a lie takes no memory
     want |= {"lm_head.weight": want["wte.weight"]} if "lm_head.weight" in found else {}
     masks = {name for name in found if name.endswith((".attn.bias", ".attn.masked_bias"))}  # in old files
     problems = {"missing": want.keys() - found.keys(), "unexpected": found.keys() - want.keys() - masks,

@@ -32,10 +32,8 @@ def linear_forward(x, weight, bias=None, residual=None):  # (..., C), (C, K), (K
 
 
 def linear_backward(dout, cache, dweight, dbias=None):  # (..., K) -> (..., C)
-    """Write dweight (C, K) and dbias (K,); return dx. The residual's gradient is dout itself.
-
-    weight and bias serve every position: their gradients are sums over all of them.
-    """
+    """Write dweight (C, K) and dbias (K,), sums over all positions; return dx. The residual's gradient is
+    dout itself."""
     x, weight = cache
     rows = dout.reshape(-1, dout.shape[-1])
     dweight[:] = x.reshape(-1, x.shape[-1]).T @ rows
@@ -59,14 +57,13 @@ def linear_gelu_forward(x, weight, bias):  # (..., C), (C, K), (K,) -> (..., K)
 
 
 def linear_gelu_backward(dout, cache, dweight, dbias):  # (..., K) -> (..., C)
-    """Through gelu, then as linear_backward. dout is used up (the cpu room writes over it)."""
+    """Through gelu, then as linear_backward. dout is used up."""
     x, weight, slope = cache
     return linear_backward(dout * slope, (x, weight), dweight, dbias)
 
 
 def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..., C)
     """(x - mean) / sqrt(var + eps) * weight + bias, over the last axis (Ba, Kiros & Hinton 2016, eq. 4).
-
     cache holds xhat, the normalised x, and rstd = 1 / sqrt(var + eps), one number a position.
 
     >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2))[0].round(3)
@@ -80,13 +77,10 @@ def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..
 
 def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C) -> (..., C)
     """Write dweight and dbias (C,); return dx, plus dresidual: what arrives along the residual path.
-
     x reaches the output along three paths: directly, through the mean, through the variance.
     With d = dout * weight, each of the last two takes a mean over C away:
 
-        dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) + dresidual
-
-    dresidual is used up (the cpu room adds into it).
+        dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) + dresidual     (dresidual is used up)
     """
     xhat, rstd, weight = cache
     rows = tuple(range(dout.ndim - 1))  # every axis but the last shares weight and bias
@@ -100,9 +94,8 @@ def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C)
 def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
     """residual + x, with a share `rate` of x set to 0 and the rest divided by 1 - rate.
 
-    Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. Which
-    numbers fall is a function of (seed, place) alone, a hash instead of a random generator: every room drops
-    the same ones, and a resumed run too. 0 <= rate < 1; seed is a whole number.
+    Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. Which numbers
+    fall is a hash of (seed, place): the same in every room and in a resumed run. 0 <= rate < 1; seed whole.
     """
     bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1)
     bits += np.uint32(seed * 0x85EBCA6B % 2**32)
@@ -121,47 +114,61 @@ def dropout_backward(dout, cache):  # (...) -> (...)
 
 def branch_forward(ops, x, h, weight, bias, rate, seed):  # residual x (B, T, C), h (B, T, K) -> (B, T, C)
     """The end of each half: x + dropout(h @ weight + bias)."""
-    if not rate:
-        out, linear = ops.linear_forward(h, weight, bias, residual=x)
-        return out, (linear, None)
-    out, linear = ops.linear_forward(h, weight, bias)
-    out, dropout = ops.dropout_forward(out, rate, seed, residual=x)
+    out, linear = ops.linear_forward(h, weight, bias, residual=None if rate else x)
+    out, dropout = ops.dropout_forward(out, rate, seed, residual=x) if rate else (out, None)
     return out, (linear, dropout)
 
 
 def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T, K)
     linear, dropout = cache
-    if dropout is not None:
-        dout = ops.dropout_backward(dout, dropout)
+    dout = dout if dropout is None else ops.dropout_backward(dout, dropout)
     return ops.linear_backward(dout, linear, dweight, dbias)
 
 
-def block_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
-    """One block. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache).
-
-    The model says how to attend: causal in a decoder, with padding lengths in an encoder, with a KV cache of
-    earlier positions in generation. The block is the same.
-    """
-    h, norm_1 = ops.layernorm_forward(x, *p["ln_1"])
+def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
+    """The first half. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache):
+    the model says how, causal in a decoder, with lengths in an encoder, with a KV cache in generation."""
+    h, norm = ops.layernorm_forward(x, *p["ln_1"])
     qkv, c_attn = ops.linear_forward(h, *p["attn.c_attn"])
     h, attended = attention(qkv)
-    x, c_proj = branch_forward(ops, x, h, *p["attn.c_proj"], dropout, 2 * seed)
-    h, norm_2 = ops.layernorm_forward(x, *p["ln_2"])
-    h, c_fc = ops.linear_gelu_forward(h, *p["mlp.c_fc"])
-    x, mlp = branch_forward(ops, x, h, *p["mlp.c_proj"], dropout, 2 * seed + 1)
-    return x, (norm_1, c_attn, attended, c_proj, norm_2, c_fc, mlp)
+    x, c_proj = branch_forward(ops, x, h, *p["attn.c_proj"], dropout, seed)
+    return x, (norm, c_attn, attended, c_proj)
 
 
-def block_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
+def look_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
     """The same lines from last to first. g: module name -> (dweight, dbias), written. dx is used up."""
-    norm_1, c_attn, attended, c_proj, norm_2, c_fc, mlp = cache
-    dh = branch_backward(ops, dx, mlp, *g["mlp.c_proj"])
-    dh = ops.linear_gelu_backward(dh, c_fc, *g["mlp.c_fc"])
-    dx = ops.layernorm_backward(dh, norm_2, *g["ln_2"], dresidual=dx)
+    norm, c_attn, attended, c_proj = cache
     dh = branch_backward(ops, dx, c_proj, *g["attn.c_proj"])
     dqkv = ops.self_attention_backward(dh, attended)
     dh = ops.linear_backward(dqkv, c_attn, *g["attn.c_attn"])
-    return ops.layernorm_backward(dh, norm_1, *g["ln_1"], dresidual=dx)
+    return ops.layernorm_backward(dh, norm, *g["ln_1"], dresidual=dx)
+
+
+def think_forward(ops, x, p, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
+    """The second half."""
+    h, norm = ops.layernorm_forward(x, *p["ln_2"])
+    h, c_fc = ops.linear_gelu_forward(h, *p["mlp.c_fc"])
+    x, c_proj = branch_forward(ops, x, h, *p["mlp.c_proj"], dropout, seed)
+    return x, (norm, c_fc, c_proj)
+
+
+def think_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
+    norm, c_fc, c_proj = cache
+    dh = branch_backward(ops, dx, c_proj, *g["mlp.c_proj"])
+    dh = ops.linear_gelu_backward(dh, c_fc, *g["mlp.c_fc"])
+    return ops.layernorm_backward(dh, norm, *g["ln_2"], dresidual=dx)
+
+
+def block_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
+    """One block. Each half drops others: dropout's seed must be another one."""
+    x, looked = look_forward(ops, x, p, attention, dropout, 2 * seed)
+    x, thought = think_forward(ops, x, p, dropout, 2 * seed + 1)
+    return x, (looked, thought)
+
+
+def block_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
+    looked, thought = cache
+    return look_backward(ops, think_backward(ops, dx, thought, g), looked, g)
 
 
 def main():
@@ -171,8 +178,7 @@ def main():
     rng, C = np.random.default_rng(0), 64
     layers = rng.normal(0, 1 / math.sqrt(C), (48, 2, C, C))
     positions, gradient = rng.normal(size=(2, 1, 32, C))
-    ones, zeros = np.ones(C), np.zeros(C)
-    ignored = [np.empty((C, C)), np.empty(C)]  # gradients of parameters are not looked at here
+    ones, zeros, ignored = np.ones(C), np.zeros(C), [np.empty((C, C)), np.empty(C)]  # gradients
     for name, norm, residual in [("plain", False, False), ("layer norm", True, False),
                                  ("residual", False, True), ("both: the block", True, True)]:
         x, dx, caches, spread = positions, gradient, [], []

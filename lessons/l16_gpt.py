@@ -12,92 +12,12 @@ threads, one file. B batch, T positions, C channels, V vocabulary.
 `make lesson 16` counts parameters and operations, and checks the gradient of the whole model.
 """
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from lessons import devices
 from lessons.l13_block import block_backward, block_forward
-
-
-class Config(NamedTuple):
-    vocab_size: int = 512
-    block_size: int = 64  # GPT-2's word for the longest context, in tokens; not a transformer block
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128  # C
-
-
-def shapes(config):
-    """Parameter name -> shape. Matrices first: they are what weight decay and Muon are for.
-
-    >>> list(shapes(Config(n_layer=1)).items())[:3]
-    [('wte.weight', (512, 128)), ('wpe.weight', (64, 128)), ('h.0.attn.c_attn.weight', (128, 384))]
-    """
-    C = config.n_embd
-    block = {"ln_1": (C,), "attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C),
-             "ln_2": (C,), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
-    modules = {f"h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()}
-    modules["ln_f"] = (C,)
-    tables = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
-    matrices = {f"{name}.weight": shape for name, shape in modules.items() if len(shape) == 2}
-    vectors = {}
-    for name, shape in modules.items():
-        if len(shape) == 1:
-            vectors[f"{name}.weight"] = shape
-        vectors[f"{name}.bias"] = shape[-1:]
-    return tables | matrices | vectors
-
-
-class Parameters:
-    """Named views of one flat buffer, each starting on a 64-byte boundary (a cache line: 16 float32).
-
-    p["wte.weight"] is an array, p["ln_f"] a module's (weight, bias), p.blocks[2]["attn.c_attn"] block 2's.
-    Zero at first. p.parts are slices of p.flat: tables, the blocks' matrices, vectors. Optimizers treat these
-    differently. The padding between views stays 0.
-    """
-
-    def __init__(self, config, flat=None, dtype=np.float32):
-        self.config, spec, starts, end = config, shapes(config), {}, 0
-        for name, shape in spec.items():
-            starts[name] = end
-            end += (math.prod(shape) + 15) // 16 * 16
-        cuts = 0, starts["h.0.attn.c_attn.weight"], starts["h.0.ln_1.weight"], end
-        self.parts = dict(zip(("tables", "matrices", "vectors"), map(slice, cuts[:-1], cuts[1:])))
-        self.flat = aligned_zeros(end, dtype) if flat is None else flat
-        self.views = {name: self.flat[starts[name]:starts[name] + math.prod(shape)].reshape(shape)
-                      for name, shape in spec.items()}
-        names = [name.removesuffix(".bias") for name in spec if name.endswith(".bias")]
-        self.modules = {name: (self.views[f"{name}.weight"], self.views[f"{name}.bias"]) for name in names}
-        self.blocks = [{name.removeprefix(f"h.{layer}."): pair for name, pair in self.modules.items()
-                        if name.startswith(f"h.{layer}.")} for layer in range(config.n_layer)]
-
-    def __getitem__(self, name):
-        return self.modules[name] if name in self.modules else self.views[name]
-
-
-def aligned_zeros(n, dtype):
-    buffer = np.zeros(n + 16, dtype)
-    skip = -buffer.ctypes.data % 64 // buffer.itemsize
-    return buffer[skip:skip + n]
-
-
-def init_parameters(config, seed=0, dtype=np.float32):
-    """Random matrices, layer norms 1, biases 0.
-
-    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer keeps about half of its input's spread; those
-    that write into the residual stream smaller by sqrt(2 n_layer), since that many of them add up there.
-    """
-    p, rng = Parameters(config, dtype=dtype), np.random.default_rng(seed)
-    for name, view in p.views.items():
-        if view.ndim == 2:
-            std = 0.02 if name.startswith(("wte", "wpe")) else 0.5 / math.sqrt(config.n_embd)
-            if name.endswith("c_proj.weight"):
-                std /= math.sqrt(2 * config.n_layer)
-            view[:] = std * rng.standard_normal(view.shape)
-        elif "ln_" in name and name.endswith("weight"):
-            view[:] = 1
-    return p
+from lessons.parameters import Config, Parameters, init_parameters
 
 
 def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  # (B, T) -> (B, T, V)
@@ -133,7 +53,7 @@ def gpt_backward(ops, dlogits, cache, g):  # (B, T, V)
 
 
 def count_parameters(config):
-    return sum(math.prod(shape) for shape in shapes(config).values())
+    return sum(math.prod(shape) for shape in config.shapes().values())
 
 
 def count_flops(config, tokens):

@@ -25,7 +25,8 @@ from safetensors.numpy import save
 
 from lessons.errors import InputError
 from lessons.gpt2_folder import FLOATS, FORMULA, REST, SIZES, check_tensors, read_config
-from lessons.l16_gpt import Config, Parameters, count_parameters, init_parameters
+from lessons.l16_gpt import count_parameters
+from lessons.parameters import Config, Parameters, init_parameters
 
 STATE = "training state 1"  # the word in the metadata by which we know a checkpoint of ours; 1 is the version
 

@@ -21,8 +21,10 @@ from threadpoolctl import threadpool_limits
 
 from lessons import devices
 from lessons.l05_tokenizer import char_tokenizer
+from lessons.l08_losses import IGNORE
 from lessons.l10_optimizers import clip_scale, warmup_linear
-from lessons.l16_gpt import Config, Parameters, aligned_zeros, gpt_backward, gpt_forward, init_parameters
+from lessons.l16_gpt import gpt_backward, gpt_forward
+from lessons.parameters import Config, Parameters, aligned_zeros, init_parameters, part_of
 
 
 class Recipe(NamedTuple):
@@ -76,17 +78,33 @@ def share(start, stop, i, parts):
     return slice(start + n * i // parts, start + n * (i + 1) // parts)
 
 
-class Trainer:
-    """A model, its optimizer's memory, and the threads that train it."""
+def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> their part of the mean loss
+    """Writes its gradient into g. total: the number of targets in the whole batch."""
+    X, Y = batch
+    logits, cache = gpt_forward(ops, p, X, dropout=dropout, seed=seed)
+    loss, dlogits = ops.cross_entropy(logits, Y, total)
+    gpt_backward(ops, dlogits, cache, g)
+    return loss
 
-    def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0):
+
+class Trainer:
+    """A model, its optimizer's memory, and the threads that train it.
+
+    gradient: of what model and loss. accumulate: each thread computes its rows in so many parts, one after
+    the other, which takes less memory. dropout: the rate; which numbers fall depends on seed and step.
+    """
+
+    def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0, gradient=gpt_gradient,
+                 accumulate=1, dropout=0.0):
         threadpool_limits(1, "blas")  # the threads are ours: one matrix product a core
-        self.ops, self.optimizer, self.threads = ops, optimizer, threads
+        self.ops, self.optimizer, self.threads, self.seed = ops, optimizer, threads, seed
+        self.gradient, self.accumulate, self.dropout = gradient, accumulate, dropout
         self.recipe, self.steps = recipe or RECIPES[optimizer], 0
         self.p = init_parameters(config, seed)
         n = self.p.flat.size
         self.flat_grads = aligned_zeros(threads * n, np.float32).reshape(threads, n)
         self.grads = [Parameters(config, flat) for flat in self.flat_grads]
+        self.spare = [Parameters(config) for _ in range(threads)] if accumulate > 1 else []
         self.m, self.v = aligned_zeros(n, np.float32), aligned_zeros(n, np.float32)
         self.momentum, self.matrices = Parameters(config, self.m), block_matrices(self.p)  # for Muon
         self.pool = ThreadPoolExecutor(threads)
@@ -95,9 +113,10 @@ class Trainer:
         """[function(0), ..., function(R - 1)], at the same time."""
         return list(self.pool.map(function, range(self.threads)))
 
-    def step(self, X, Y):  # (B, T), (B, T) -> loss in nats a token, norm of the gradient before clipping
-        """One update of all parameters. Diverged, with nothing changed, if loss or norm is not finite."""
-        loss = sum(self.together(lambda i: self.loss_and_gradient(X, Y, i)))
+    def step(self, *batch):  # arrays with B rows -> loss in nats a target, norm of its gradient, not clipped
+        """One update of all parameters. The second array has the targets: X (B, T), Y (B, T) for a GPT.
+        Diverged, with nothing changed, if loss or norm is not finite."""
+        loss = sum(self.together(lambda i: self.loss_and_gradient(batch, i)))
         norm = math.sqrt(sum(self.together(self.add_gradients)))
         if not math.isfinite(loss + norm):
             raise Diverged(f"step {self.steps + 1}: the loss is {loss}, the norm of its gradient {norm}")
@@ -105,12 +124,17 @@ class Trainer:
         self.together(lambda i: self.update(i, clip_scale(norm, CLIP)))
         return loss, norm
 
-    def loss_and_gradient(self, X, Y, i):
+    def loss_and_gradient(self, batch, i):
         """The i-th share of the rows: its part of the mean loss, and its gradient in the i-th buffer."""
-        mine = share(0, len(X), i, self.threads)
-        logits, cache = gpt_forward(self.ops, self.p, X[mine])
-        loss, dlogits = self.ops.cross_entropy(logits, Y[mine], X.size)
-        gpt_backward(self.ops, dlogits, cache, self.grads[i])
+        mine, loss = share(0, len(batch[0]), i, self.threads), 0.0
+        total = np.count_nonzero(batch[1] != IGNORE)
+        parts = max(1, min(self.accumulate, mine.stop - mine.start))
+        for k in range(parts):
+            rows, g = share(mine.start, mine.stop, k, parts), self.spare[i] if k else self.grads[i]
+            seed = int(np.random.SeedSequence((self.seed, self.steps, i, k)).generate_state(1)[0])
+            loss += self.gradient(self.ops, self.p, [x[rows] for x in batch], total, g, self.dropout, seed)
+            if k:
+                self.grads[i].flat += g.flat
         return loss
 
     def add_gradients(self, i):
@@ -163,7 +187,7 @@ class Trainer:
 
 def block_matrices(p):
     """Their names, sorted by Muon's work (size times small side): every R-th is a fair share of it."""
-    names = [name for name, view in p.views.items() if view.ndim == 2 and name.startswith("h.")]
+    names = [name for name, view in p.views.items() if part_of(name, view.shape) == "matrices"]
     return sorted(names, key=lambda name: p[name].size * min(p[name].shape))
 
 

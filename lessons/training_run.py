@@ -15,10 +15,11 @@ from lessons import devices
 from lessons.errors import InputError
 from lessons.generation_run import encode_prompt
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l16_gpt import Config, count_flops, count_parameters
+from lessons.l16_gpt import count_flops, count_parameters
 from lessons.l17_weights import save_model, save_state
 from lessons.l18_training import RECIPES, Diverged, Trainer, split, train
 from lessons.l19_generation import generate, text_pieces
+from lessons.parameters import Config
 from lessons.run_folder import COLUMNS, add_to_log, cut_log, draw, held, new_folder, stopped_run
 from lessons.texts import read_text
 from lessons.tokenizer_json import gpt2_tokenizer, load_tokenizer

@@ -11,7 +11,8 @@ import pytest
 
 from lessons import devices
 from lessons.l10_optimizers import clip_scale
-from lessons.l16_gpt import Config, Parameters, gpt_backward, gpt_forward
+from lessons.l16_gpt import gpt_backward, gpt_forward
+from lessons.parameters import Config, Parameters
 
 CONFIG = Config(vocab_size=23, block_size=12, n_layer=2, n_head=2, n_embd=16)
 ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # and the relative error allowed

@@ -1,6 +1,6 @@
 """The tests of f are test_f and test_f_*: they are also lesson 16's exercises.
 
-The oracles: Hugging Face's list of names, numbers worked out by hand, finite differences of the model's own
+The oracles: numbers worked out by hand, finite differences of the model's own
 loss, and what must hold for every GPT (the future changes nothing, the rows of a batch do not know each
 other).
 Operations are those of lessons 6, 8, 10, 12 and 13.
@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 
 from lessons import devices
 from lessons import l16_gpt as lesson
+from lessons.parameters import Config, Parameters, init_parameters
 from tests.close import assert_close
 
-CONFIG = lesson.Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
-GPT2 = lesson.Config(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+CONFIG = Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
+GPT2 = Config(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
 rng = np.random.default_rng(16)
 tokens, targets = rng.integers(0, 11, (2, 3, 5))  # shorter than the block: the last row of wpe is not used
 
 
 def model(config=CONFIG):
     """float64, and every number random: a bias of 0 would hide a mistake."""
-    p = lesson.init_parameters(config, dtype=np.float64)
+    p = init_parameters(config, dtype=np.float64)
     for view in p.views.values():
         view += 0.2 * np.random.default_rng(view.size).normal(size=view.shape)
     return p
@@ -39,114 +40,17 @@ def loss_of(p, **settings):
 
 
 def gradients(p, **settings):
-    ops, g = devices.ops("numpy"), lesson.Parameters(p.config, dtype=np.float64)
+    ops, g = devices.ops("numpy"), Parameters(p.config, dtype=np.float64)
     g.flat[:] = 7  # not zeros: what was there must be gone
     logits, cache = lesson.gpt_forward(ops, p, tokens, **settings)
     lesson.gpt_backward(ops, ops.cross_entropy(logits, targets)[1], cache, g)
     return g
 
 
-# the parameters
-
-
-def hugging_face(config):
-    """What GPT2LMHeadModel's state_dict lists, `transformer.` and the tied lm_head left out."""
-    C = config.n_embd
-    names = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
-    for i in range(config.n_layer):
-        names |= {
-            f"h.{i}.ln_1.weight": (C,), f"h.{i}.ln_1.bias": (C,),
-            f"h.{i}.attn.c_attn.weight": (C, 3 * C), f"h.{i}.attn.c_attn.bias": (3 * C,),
-            f"h.{i}.attn.c_proj.weight": (C, C), f"h.{i}.attn.c_proj.bias": (C,),
-            f"h.{i}.ln_2.weight": (C,), f"h.{i}.ln_2.bias": (C,),
-            f"h.{i}.mlp.c_fc.weight": (C, 4 * C), f"h.{i}.mlp.c_fc.bias": (4 * C,),
-            f"h.{i}.mlp.c_proj.weight": (4 * C, C), f"h.{i}.mlp.c_proj.bias": (C,)}
-    return names | {"ln_f.weight": (C,), "ln_f.bias": (C,)}
-
-
-@pytest.mark.parametrize("config", [CONFIG, GPT2, lesson.Config(5, 3, 1, 1, 3)])
-def test_shapes_are_those_of_hugging_face(config):
-    got, want = lesson.shapes(config), hugging_face(config)
-    assert set(got) == set(want), f"missing {set(want) - set(got)}, too many {set(got) - set(want)}"
-    for name in want:
-        assert tuple(got[name]) == want[name], f"{name} has shape {got[name]}, expected {want[name]}"
-
-
-def test_shapes_put_matrices_first():
-    dimensions = [len(shape) for shape in lesson.shapes(GPT2).values()]
-    assert dimensions == sorted(dimensions, reverse=True), "decay needs one slice: matrices first"
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("config", [CONFIG, lesson.Config(5, 3, 1, 1, 3), lesson.Config(65, 64, 4, 4, 40)])
-def test_parameters_are_views_of_one_flat_buffer_on_64_byte_boundaries(config, dtype):
-    p = lesson.Parameters(config, dtype=dtype)
-    assert p.flat.dtype == dtype and not p.flat.any(), "all zero at first"
-    for number, (name, view) in enumerate(p.views.items(), 1):
-        assert view.ctypes.data % 64 == 0, f"{name} does not start on a 64-byte boundary"
-        assert view.flags.c_contiguous and np.shares_memory(view, p.flat), f"{name} is a copy, not a view"
-        assert not view.any(), f"{name} overlaps a view before it"
-        view[:] = number
-    assert np.count_nonzero(p.flat) == sum(math.prod(shape) for shape in hugging_face(config).values())
-
-
-def test_parameters_parts_hold_the_tables_the_matrices_and_the_rest():
-    p = lesson.Parameters(CONFIG)
-    for name, view in p.views.items():
-        first = (view.ctypes.data - p.flat.ctypes.data) // 4
-        assert (first < p.parts["tables"].stop) == (name in ("wte.weight", "wpe.weight")), name
-        assert (first < p.parts["vectors"].start) == (view.ndim == 2), name
-
-
-def test_parameters_by_name_by_module_and_by_block():
-    p = lesson.Parameters(CONFIG)
-    assert p["wte.weight"] is p.views["wte.weight"]
-    weight, bias = p["h.1.mlp.c_fc"]
-    assert weight is p.views["h.1.mlp.c_fc.weight"] and bias is p.views["h.1.mlp.c_fc.bias"]
-    assert p.blocks[1]["mlp.c_fc"][0] is weight and p.blocks[1]["mlp.c_fc"][1] is bias
-    assert len(p.blocks) == 2
-    assert set(p.blocks[0]) == {"ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"}
-
-
-def test_parameters_can_be_laid_over_a_buffer_that_exists():
-    p = lesson.init_parameters(CONFIG)
-    q = lesson.Parameters(CONFIG, p.flat)
-    assert all(np.shares_memory(p[name], q[name]) and (p[name] == q[name]).all() for name in p.views)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [1, 16, 1001])
-def test_aligned_zeros(dtype, n):
-    for _ in range(20):  # by luck, one buffer may be aligned by itself
-        a = lesson.aligned_zeros(n, dtype)
-        assert a.shape == (n,) and a.dtype == dtype and not a.any()
-        assert a.ctypes.data % 64 == 0
-
-
-def test_init_parameters():
-    config = lesson.Config(vocab_size=300, block_size=200, n_layer=8, n_head=4, n_embd=100)
-    p = lesson.init_parameters(config, seed=3)
-    for name, view in p.views.items():
-        if view.ndim == 2:
-            want = {"wte.weight": 0.02, "wpe.weight": 0.02}.get(name, 0.05)  # 0.5 / sqrt(100)
-            if name.endswith("c_proj.weight"):
-                want /= 4  # sqrt(2 * 8 layers)
-            assert_close(view.std(), want, f"spread of {name}", rtol=0.03)
-            assert_close(view.mean() / want, 0, f"mean of {name}, in spreads", atol=0.05)
-        else:
-            want = 1 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0
-            assert_close(view, np.full(view.shape, want), name)
-
-
-def test_init_parameters_depends_on_the_seed_alone():
-    a, b, c = (lesson.init_parameters(CONFIG, seed).flat for seed in (1, 1, 2))
-    assert (a == b).all() and (a != c).any()
-
-
 def test_init_parameters_gives_a_model_that_knows_nothing_yet():
     """The first loss is near log V, the loss of a guess among V tokens."""
-    config = lesson.Config(vocab_size=100, block_size=16, n_layer=4, n_head=4, n_embd=64)
-    p, (x, y) = lesson.init_parameters(config), rng.integers(0, 100, (2, 8, 16))
+    config = Config(vocab_size=100, block_size=16, n_layer=4, n_head=4, n_embd=64)
+    p, (x, y) = init_parameters(config), rng.integers(0, 100, (2, 8, 16))
     loss, _ = devices.ops("numpy").cross_entropy(forward(p, x), y)
     assert_close(loss, math.log(100), "the first loss", rtol=0.02)
 
@@ -288,15 +192,15 @@ def test_gpt_backward_is_linear_in_dlogits():
     a, b = rng.normal(size=(2, 3, 5, 11))
 
     def backward(dlogits):
-        g = lesson.Parameters(CONFIG, dtype=np.float64)
+        g = Parameters(CONFIG, dtype=np.float64)
         lesson.gpt_backward(ops, dlogits, lesson.gpt_forward(ops, p, tokens)[1], g)
         return g.flat.copy()
     assert_close(backward(2 * a - 3 * b), 2 * backward(a) - 3 * backward(b), "all gradients", atol=1e-9)
 
 
 def test_gpt_backward_can_teach_one_batch_by_heart():
-    ops, p = devices.ops("numpy"), lesson.init_parameters(CONFIG)
-    g, m, v = lesson.Parameters(CONFIG), np.zeros_like(p.flat), np.zeros_like(p.flat)
+    ops, p = devices.ops("numpy"), init_parameters(CONFIG)
+    g, m, v = Parameters(CONFIG), np.zeros_like(p.flat), np.zeros_like(p.flat)
     for step in range(1, 101):
         logits, cache = lesson.gpt_forward(ops, p, tokens)
         loss, dlogits = ops.cross_entropy(logits, targets)
@@ -312,12 +216,12 @@ def test_gpt_backward_can_teach_one_batch_by_heart():
 
 def test_count_parameters():
     assert lesson.count_parameters(GPT2) == 124_439_808  # GPT-2 small
-    assert lesson.count_parameters(lesson.Config(50257, 1024, 48, 25, 1600)) == 1_557_611_200  # GPT-2 XL
+    assert lesson.count_parameters(Config(50257, 1024, 48, 25, 1600)) == 1_557_611_200  # GPT-2 XL
     # by hand: 2 + 3 rows of 4; 2 norms of 8; 4x12+12, 4x4+4, 4x16+16, 16x4+4; the last norm
-    assert lesson.count_parameters(lesson.Config(2, 3, 1, 1, 4)) == 20 + 16 + 60 + 20 + 80 + 68 + 8
+    assert lesson.count_parameters(Config(2, 3, 1, 1, 4)) == 20 + 16 + 60 + 20 + 80 + 68 + 8
 
 
-@pytest.mark.parametrize("config", [CONFIG, GPT2, lesson.Config(65, 64, 4, 4, 128)])
+@pytest.mark.parametrize("config", [CONFIG, GPT2, Config(65, 64, 4, 4, 128)])
 def test_count_flops(config):
     """Matrix by matrix, query by query: two operations a multiply-add, and backward costs twice forward."""
     C, T = config.n_embd, config.block_size

@@ -17,7 +17,8 @@ from lessons import devices
 from lessons import l17_weights as lesson
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l16_gpt import Config, gpt_forward, init_parameters
+from lessons.l16_gpt import gpt_forward
+from lessons.parameters import Config, init_parameters
 from tests.close import assert_close
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lessons import devices
 from lessons import l10_optimizers as optimizers
 from lessons import l18_training as lesson
-from lessons.l16_gpt import Config
+from lessons.parameters import Config
 from tests.close import assert_close
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -138,7 +138,7 @@ def test_trainer_holds_blas_to_one_thread_and_keeps_freed_memory():
         import numpy as np
         from threadpoolctl import threadpool_info
         from lessons import devices, l18_training
-        from lessons.l16_gpt import Config
+        from lessons.parameters import Config
         t = l18_training.Trainer(devices.ops("cpu"), Config(65, 64, 2, 4, 128), threads=2)
         tokens = np.arange(5000) % 65
         faults = []

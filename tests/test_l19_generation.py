@@ -16,8 +16,9 @@ from lessons import devices, generation_run
 from lessons import l19_generation as lesson
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l16_gpt import Config, gpt_forward, init_parameters
+from lessons.l16_gpt import gpt_forward
 from lessons.l17_weights import save_model
+from lessons.parameters import Config, init_parameters
 from tests.close import assert_close
 
 NUMPY = devices.ops("numpy")

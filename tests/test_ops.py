@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lessons import devices
-from lessons.l16_gpt import Config, gpt_backward, gpt_forward, init_parameters
+from lessons.l16_gpt import gpt_backward, gpt_forward
+from lessons.parameters import Config, init_parameters
 from tests.close import assert_close
 
 ROOMS = ["numpy", "cpu"]

@@ -1,8 +1,8 @@
 """The three models that are measured, and where training starts: the same for every worker."""
 import numpy as np
 
-from lessons.l16_gpt import Config, Parameters, init_parameters
 from lessons.l18_training import BETAS, CLIP, EPS
+from lessons.parameters import Config, Parameters, init_parameters
 
 CONFIGS = {  # and rows in a batch
     "S": (Config(vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128), 12),

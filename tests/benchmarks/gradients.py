@@ -3,7 +3,8 @@ import numpy as np
 import torch
 
 from lessons import devices
-from lessons.l16_gpt import Config, Parameters, gpt_backward, gpt_forward
+from lessons.l16_gpt import gpt_backward, gpt_forward
+from lessons.parameters import Config, Parameters
 from tests.benchmarks.configs import batches, start_parameters
 from tests.benchmarks.pytorch import gradients as torch_gradients
 from tests.benchmarks.pytorch import make_model
