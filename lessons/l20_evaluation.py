@@ -1,0 +1,168 @@
+"""Lesson 20: evaluation. Which of two language models is better, and by how much?
+
+A model gives every token of a text it has never seen a probability. The more, the better:
+
+    loss                 mean of -ln p(token | what precedes it), in nats a token
+    perplexity           exp(loss): it is as unsure as among so many tokens of equal probability
+    bits a character     sum of -log2 p(token) / number of characters                     Shannon 1951
+
+Loss and perplexity depend on what a token is: a model of characters guesses among 64, one of 512 pieces among
+more, but says a word in fewer guesses. Bits a character do not: the probability of the whole text is the
+product over its tokens, whatever they are, and its -log2 is the length to which the model can compress it.
+So that is the unit in which all models of this course meet, on the last tenth of data/shakespeare.txt.
+
+B windows, T positions.
+`make lesson 20` prints the league table: what does not learn, a compressor, and every GPT found in out/.
+"""
+import contextlib
+import hashlib
+import lzma
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from lessons import devices
+from lessons.errors import InputError
+from lessons.l08_losses import IGNORE
+from lessons.l16_gpt import count_parameters, gpt_forward
+from lessons.l17_weights import load_model
+from lessons.l18_training import quick_model, split
+from lessons.run_folder import stopped_run
+from lessons.texts import read_text
+from lessons.training_options import cores
+
+ROWS = 16  # windows in a batch
+
+
+def perplexity(nats, tokens):
+    """exp of the mean: 1 for somebody who always knows, V for somebody who guesses among V tokens.
+
+    >>> round(perplexity(3 * math.log(10), 3), 6)
+    10.0
+    """
+    return math.exp(nats / tokens)
+
+
+def bits_per_character(nats, characters):
+    """log2 instead of ln, and the text's characters instead of the model's tokens.
+
+    >>> bits_per_character(100 * math.log(64), 100)
+    6.0
+    """
+    return nats / math.log(2) / characters
+
+
+def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
+    """Inputs and targets of overlapping windows, in which every token of `tokens` is a target once.
+
+    In blocks side by side the first token of a block is guessed from one token, the second from two: on
+    average a model sees half of what it could. Here the first T - stride targets of a window are IGNOREd,
+    since they were counted before, so what counts is guessed from more than T - stride tokens. It costs
+    T / stride times as much. What precedes the first token is the end of `before`.
+    ValueError if `before` is shorter than a window, or stride is none of 1 .. T.
+
+    >>> X, Y = windows(np.arange(4), np.arange(4, 9), T=4, stride=2)
+    >>> print(X, Y, sep="\\n")
+    [[1 2 3 4]
+     [3 4 5 6]
+     [4 5 6 7]]
+    [[-1 -1  4  5]
+     [-1 -1  6  7]
+     [-1 -1 -1  8]]
+    """
+    if len(before) < T or not 1 <= stride <= T:
+        raise ValueError(f"{len(before)} tokens before and stride {stride}: {T} before, stride 1 to {T}")
+    text, starts = np.concatenate([before[-T:], tokens]), np.arange(0, len(tokens), stride)
+    ends = np.minimum(starts + stride, len(tokens))
+    places = T + ends[:, None] - np.arange(T, 0, -1)  # of the targets
+    return text[places - 1], np.where(places >= T + starts[:, None], text[places], IGNORE)
+
+
+def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all tokens | before)
+    """Every core takes batches of windows in turn."""
+    X, Y = windows(before, tokens, p.config.block_size, stride)
+
+    def nats(start):  # a sum: cross_entropy divides by 1
+        rows = slice(start, start + ROWS)
+        return ops.cross_entropy(gpt_forward(ops, p, X[rows])[0], Y[rows], 1)[0]
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+        return sum(pool.map(nats, range(0, len(X), ROWS)))
+
+
+def uniform(training, validation):  # texts -> nats
+    """Every character that occurs in the training text is equally likely."""
+    return len(validation) * math.log(len(set(training)))
+
+
+def frequencies(training, validation):
+    """A character is as likely as it is frequent. Each counts once more than it occurs: none has 0."""
+    counts, kinds = Counter(training), len(set(training + validation))
+    return -sum(math.log((counts[c] + 1) / (len(training) + kinds)) for c in validation)
+
+
+def compressor(training, validation):
+    """xz: how many bits longer does the compressed text become by the validation part?
+
+    It looks for repetitions of up to the whole text before, and knows nothing about language.
+    """
+    size = [8 * len(lzma.compress(text.encode(), preset=9)) for text in (training, training + validation)]
+    return (size[1] - size[0]) * math.log(2)
+
+
+def league(ops, text, folders):
+    """Score what does not learn and the GPTs in folders (or a small one, if there are none) on `text`.
+
+    -> [[name, parameters, seconds of training, perplexity of a token, bits a character in blocks side by
+    side, in overlapping windows], ...], the best last; None where a model has no such number.
+    """
+    training, validation = split(text)
+    rows = []
+    for name, baseline in (("all characters equally likely", uniform),
+                           ("frequency of each character", frequencies), ("xz, a compressor", compressor)):
+        nats = baseline(training, validation)
+        unsure = None if baseline is compressor else perplexity(nats, len(validation))
+        rows.append([name, None, None, unsure, None, bits_per_character(nats, len(validation))])
+    models = [(f"GPT in {folder}", load_model(folder), seconds) for folder, seconds in folders.items()]
+    for name, (p, tokenizer), seconds in models or [("small GPT, trained now", quick_model(training), None)]:
+        if tokenizer is None:
+            raise InputError(f"{name} has no tokenizer.json: copy the one of its training into the folder")
+        T, tokens = p.config.block_size, tokenizer.encode(validation)
+        before = tokenizer.encode(training[-100 * T:])
+        apart, overlapping = (total_nats(ops, p, before, tokens, stride) for stride in (T, max(1, T // 4)))
+        rows.append([name, count_parameters(p.config), seconds, perplexity(overlapping, len(tokens)),
+                     *(bits_per_character(nats, len(validation)) for nats in (apart, overlapping))])
+    return sorted(rows, key=lambda row: -row[-1])
+
+
+def runs(text):
+    """The folders in out/ whose GPT was trained on this text, and for how many seconds.
+
+    A run on another text may have seen the last tenth of this one: it cannot be scored on it.
+    """
+    found = {}
+    for path in sorted(Path("out").glob("*/training.safetensors")):
+        with contextlib.suppress(InputError, KeyError):
+            _, settings, progress = stopped_run(path.parent)
+            if settings["sha256"] == hashlib.sha256(text.encode()).hexdigest():
+                found[path.parent] = progress["seconds"]
+    return found
+
+
+def main(*folders):
+    """The league table; with folders, their models in place of those in out/."""
+    ops, text = devices.ops("cpu"), read_text("shakespeare")
+    found = dict.fromkeys(map(Path, folders)) or runs(text)
+    print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it\n\n"
+          f"{'':53s}perplexity      bits a character, in windows\n"
+          f"{'':34s}parameters  seconds  of a token  side by side  overlapping")
+    for name, *numbers in league(ops, text, found):
+        cells = zip(numbers, (12, 9, 12, 14, 13), (",d", ".0f", ".2f", ".3f", ".3f"))
+        print(f"{name:32s}" + "".join(f"{'' if x is None else format(x, how):>{width}s}"
+                                      for x, width, how in cells), flush=True)
+    if not found:
+        print("\nmake train adds a better one: it needs about three minutes.")

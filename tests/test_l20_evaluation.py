@@ -1,0 +1,188 @@
+"""The tests of f are test_f and test_f_*: they are also lesson 20's exercises.
+
+The oracles: numbers worked out by hand, a loop that guesses one token at a time, and the sum over all texts.
+"""
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lessons import devices
+from lessons import l20_evaluation as lesson
+from lessons.errors import InputError
+from lessons.l05_tokenizer import char_tokenizer, train_bpe
+from lessons.l16_gpt import gpt_forward
+from lessons.l17_weights import save_model, save_state
+from lessons.parameters import Config, init_parameters
+from tests.close import assert_close
+
+NUMPY = devices.ops("numpy")
+
+
+def model(vocab_size=7, block_size=5):
+    p = init_parameters(Config(vocab_size, block_size, n_layer=1, n_head=2, n_embd=8), dtype=np.float64)
+    p.flat[:] += 0.3 * np.random.default_rng(1).normal(size=p.flat.size)  # a model with opinions
+    return p
+
+
+def log_probability(p, context, token):
+    logits = gpt_forward(NUMPY, p, np.array([context]))[0][0, -1]
+    return logits[token] - np.log(np.exp(logits).sum())
+
+
+def test_perplexity_of_a_guess_among_n_is_n():
+    assert_close(lesson.perplexity(4 * math.log(50), 4), 50.0, "perplexity")
+    assert_close(lesson.perplexity(0.0, 4), 1.0, "perplexity of one who knows")
+
+
+def test_perplexity_is_the_geometric_mean_of_one_over_p():
+    p = np.array([0.5, 0.25, 0.125])
+    want = 1 / (p.prod() ** (1 / 3))
+    assert_close(lesson.perplexity(-np.log(p).sum(), 3), want, "perplexity")
+
+
+def test_bits_per_character_of_a_coin_is_1():
+    assert_close(lesson.bits_per_character(8 * math.log(2), 8), 1.0, "bits per character")
+
+
+def test_bits_per_character_do_not_depend_on_the_tokens():
+    """'abab' as four tokens of probability 1/2, or as two tokens of 1/4: the text is as probable."""
+    letters, pairs = 4 * math.log(2), 2 * math.log(4)
+    assert_close(lesson.bits_per_character(letters, 4), lesson.bits_per_character(pairs, 4), "bits")
+    assert lesson.perplexity(letters, 4) != lesson.perplexity(pairs, 2), "perplexity does depend on them"
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 5), st.data())
+def test_windows_have_every_token_as_a_target_once_with_its_context(T, n, more, data):
+    stride = data.draw(st.integers(1, T))
+    before, tokens = np.split(np.arange(T + more + n), [T + more])  # a token is its place in the text
+    X, Y = lesson.windows(before, tokens, T, stride)
+    assert X.shape == Y.shape and (n == 0 or X.shape[1] == T), f"windows of shape {X.shape}, T is {T}"
+    counted = Y[Y != -1]
+    assert counted.tolist() == tokens.tolist(), "each token counts once, in order"
+    assert ((Y == -1) | (Y == X + 1)).all(), "a target is the token after its input"
+    places = np.nonzero(Y != -1)[1]
+    assert (places >= T - stride).all(), "a target that counts sees more than T - stride tokens"
+
+
+@pytest.mark.parametrize("n, T, stride", [(3, 4, 1), (4, 4, 0), (4, 4, 5)])
+def test_windows_refuses_what_gives_no_window(n, T, stride):
+    with pytest.raises(ValueError, match=f"{n} tokens before"):
+        lesson.windows(np.arange(n), np.arange(9), T, stride)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_total_nats_guesses_one_token_at_a_time(stride):
+    p, rng = model(), np.random.default_rng(0)
+    before, tokens = rng.integers(0, 7, 8), rng.integers(0, 7, 83)  # more windows than one batch
+    text, T = np.concatenate([before, tokens]), 5
+    want = 0.0
+    for i in range(len(tokens)):
+        end = min(i // stride * stride + stride, len(tokens))  # the window's last target, exclusive
+        want -= log_probability(p, text[8 + end - T - 1:8 + i], text[8 + i])
+    assert_close(lesson.total_nats(NUMPY, p, before, tokens, stride), want, "nats")
+
+
+def test_total_nats_of_all_texts_are_a_distribution():
+    """The probabilities of all texts of 3 tokens add up to 1: nothing is counted twice, nothing left out."""
+    p, before = model(vocab_size=3), np.array([0, 1, 2, 0, 1])
+    total = sum(math.exp(-lesson.total_nats(NUMPY, p, before, np.array(text), stride=1))
+                for text in itertools.product(range(3), repeat=3))
+    assert_close(total, 1.0, "sum of the probabilities of all texts")
+
+
+def test_uniform():
+    assert_close(lesson.uniform("abca", "bb"), 2 * math.log(3), "nats of two of three letters")
+
+
+def test_frequencies():
+    # counts a 2, b 1, and one more for each of a, b, c: 3/6, 2/6, 1/6
+    want = -(math.log(3 / 6) + 2 * math.log(2 / 6) + math.log(1 / 6))
+    assert_close(lesson.frequencies("aab", "abbc"), want, "nats")
+
+
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(st.text("abcde", min_size=1, max_size=30), st.text("abcxyz", min_size=1, max_size=30))
+def test_frequencies_are_a_distribution(training, validation):
+    kinds = sorted(set(training + validation))
+    total = sum(math.exp(-lesson.frequencies(training, c + "".join(kinds))
+                         + lesson.frequencies(training, "".join(kinds))) for c in kinds)
+    assert_close(total, 1.0, "sum over the characters")
+
+
+def test_compressor_needs_little_for_what_it_has_seen():
+    rng = np.random.default_rng(0)
+    text = "".join(rng.choice(list("abcdefgh"), 20_000))
+    again, new = lesson.compressor(text, text[:8000]), lesson.compressor(text, text[::-1][:8000])
+    assert again < 0.02 * new, f"{again:.0f} nats for a repetition, {new:.0f} for new letters"
+    assert lesson.bits_per_character(new, 8000) > 3, "random letters need log2(8)"
+
+
+TEXT = "the cat sat on the mat. the dog sat on the log. " * 60
+
+
+def folder(place, name, text, tokenizer, sha256):
+    p = init_parameters(Config(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=8))
+    save_model(place / "out" / name, p, tokenizer)
+    save_state(place / "out" / name / "training.safetensors", {"parameters": p.flat},
+               {"settings": {"sha256": sha256}, "progress": {"step": 1, "seconds": 12.5}})
+
+
+def test_league_scores_every_model_in_bits_a_character(tmp_path):
+    tokenizers = {"chars": char_tokenizer(TEXT), "pieces": train_bpe(TEXT, 270)}
+    for name, tokenizer in tokenizers.items():
+        folder(tmp_path, name, TEXT, tokenizer, "?")
+    folders = {tmp_path / "out" / name: 12.5 for name in tokenizers}
+    table = lesson.league(devices.ops("cpu"), TEXT, folders)
+    assert [row[-1] for row in table] == sorted((row[-1] for row in table), reverse=True), "the best is last"
+    rows = {row[0].split("/")[-1]: row[1:] for row in table}
+    assert_close(rows["all characters equally likely"][-1], math.log2(len(set(TEXT))), "bits of a guess")
+    for name, tokenizer in tokenizers.items():
+        parameters, seconds, unsure, apart, overlapping = rows[name]
+        assert seconds == 12.5 and parameters > 1000
+        n, characters = len(tokenizer.encode(TEXT[-288:])), 288
+        assert_close(math.log2(unsure) * n / characters, overlapping, f"{name}: bits from the perplexity")
+        assert apart > 0
+
+
+def test_league_trains_a_small_gpt_where_there_is_none(monkeypatch):
+    def stand_in(training):
+        assert training == TEXT[:len(TEXT) * 9 // 10], "it must not see the last tenth"
+        tokenizer = char_tokenizer(training)
+        return init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 8)), tokenizer
+
+    monkeypatch.setattr(lesson, "quick_model", stand_in)
+    assert "small GPT, trained now" in [row[0] for row in lesson.league(devices.ops("cpu"), TEXT, {})]
+
+
+def test_league_asks_for_the_tokenizer_of_a_model_without_one(tmp_path):
+    save_model(tmp_path, init_parameters(Config(30, 8, 1, 2, 8)), None)
+    with pytest.raises(InputError, match="no tokenizer.json"):
+        lesson.league(devices.ops("cpu"), TEXT, {tmp_path: None})
+
+
+def test_runs_finds_those_on_this_text_alone(tmp_path, monkeypatch):
+    import hashlib
+    monkeypatch.chdir(tmp_path)
+    digest, tokenizer = hashlib.sha256(TEXT.encode()).hexdigest(), char_tokenizer(TEXT)
+    folder(tmp_path, "good", TEXT, tokenizer, digest)
+    folder(tmp_path, "other_text", TEXT, tokenizer, "0" * 64)
+    (tmp_path / "out" / "broken").mkdir()
+    (tmp_path / "out" / "broken" / "training.safetensors").write_bytes(b"nonsense")
+    assert {path.name: seconds for path, seconds in lesson.runs(TEXT).items()} == {"good": 12.5}
+
+
+def test_main_prints_the_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lesson, "read_text", lambda name: TEXT)
+    tokenizer = char_tokenizer(TEXT)
+    small = init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 8)), tokenizer
+    monkeypatch.setattr(lesson, "quick_model", lambda training: small)
+    lesson.main()
+    out = capsys.readouterr().out
+    assert "xz, a compressor" in out and "make train adds a better one" in out
+    assert f"{math.log2(len(set(TEXT))):.3f}" in out
