@@ -4,6 +4,7 @@ A model takes `ops` and is written once; devices.ops("numpy") runs it on the les
 devices.ops("cpu") on kernels/cpu. Both rooms have the same names with the same signatures.
 """
 import importlib
+import os
 from types import SimpleNamespace
 
 from kernels.cpu.memory import keep_freed_memory
@@ -18,6 +19,7 @@ LESSONS = {  # subject -> lesson, operations
     "block": ("l13_block", ["linear_forward", "linear_backward", "linear_gelu_forward",
                             "linear_gelu_backward", "layernorm_forward", "layernorm_backward",
                             "dropout_forward", "dropout_backward"]),
+    "decoding": ("decoding", ["decode_weights", "decode"]),
 }
 ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}"}  # device -> the module of a subject
 
@@ -32,6 +34,11 @@ def ops(device):
     for subject, (_, names) in LESSONS.items():
         table |= {name: getattr(module(device, subject), name) for name in names}
     return SimpleNamespace(**table)
+
+
+def cores():
+    """How many of the machine's this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def module(device, subject):

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from lessons import devices, errors
+from lessons.decoding import rounded
+from lessons.l16_gpt import gpt_forward
 from lessons.l17_weights import load_model
 from lessons.l19_generation import beam_search, generate, text_pieces
 
@@ -29,6 +31,9 @@ def parse(argv):
         default=1, help="search the most probable text with N beams, draw nothing (default: 1, no search)")
     add("--seed", metavar="N", type=errors.non_negative_int, default=0,
         help="another seed, another text (default: 0)")
+    add("--int8", action="store_true", help="weights of 8 bits: faster, a little less exact")
+    add("--threads", metavar="N", type=errors.positive_int, default=devices.cores(),
+        help="cores that read the weights side by side (default: all)")
     add("--device", default="cpu", help="cpu (default), or numpy: the lessons' own lines")
     return parser.parse_args(argv)
 
@@ -45,10 +50,12 @@ def run(argv):
     print(args.prompt, end="", flush=True)
     start = time.perf_counter()
     if args.beams > 1:
+        p = rounded(p) if args.int8 else p
         tokens, log_p = beam_search(ops, p, prompt, args.tokens, args.beams)
         found = f", mean log p of a token {log_p / args.tokens:.2f}"
     else:
-        tokens = generate(ops, p, prompt, args.tokens, args.temperature, args.top_k, args.top_p, args.seed)
+        tokens = generate(ops, p, prompt, args.tokens, args.temperature, args.top_k, args.top_p, args.seed,
+                          args.int8, args.threads)
         found = ""
     for piece in text_pieces(tokenizer, tokens):
         print(piece, end="", flush=True)
@@ -79,3 +86,13 @@ def model_at_hand():  # -> (Parameters, tokenizer)
     from lessons.texts import read_text
     print("No trained model yet (make train makes one in about three minutes). A small one, trained now:")
     return quick_model(read_text("shakespeare"))
+
+
+def loss_on_validation_text(ops, p, tokenizer):  # -> nats a token, over at most 400 blocks
+    from lessons.l18_training import split
+    from lessons.texts import read_text
+    T, tokens = p.config.block_size, tokenizer.encode(split(read_text("shakespeare"))[1])
+    tokens = tokens[:min((len(tokens) - 1) // T, 400) * T + 1]
+    X, Y = tokens[:-1].reshape(-1, T), tokens[1:].reshape(-1, T)
+    return sum(ops.cross_entropy(gpt_forward(ops, p, X[i:i + 8])[0], Y[i:i + 8], Y.size)[0]
+               for i in range(0, len(X), 8))

@@ -10,11 +10,10 @@ later draws a bad one, and the model goes on from there. The strategies lie betw
     top-p        only the smallest set whose probability reaches p      (Holtzman et al. 2020, section 3.1)
     beam search  the most probable text as a whole, not token by token
 
-The second subject is speed. In a causal model a new token changes nothing in the tokens before it, so their
-keys and values are kept (the KV cache), and each step computes one position instead of all.
+How one more token is read at all, with a KV cache, int8 weights and several cores, stands in decoding.py.
 
-B texts, T tokens, C channels, V vocabulary.
-`make lesson 19` writes the same prompt on with every strategy, and measures what the KV cache saves.
+T tokens, V vocabulary.
+`make lesson 19` writes one prompt on with every strategy, and measures what each trick gains and costs.
 """
 import codecs
 import time
@@ -23,56 +22,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lessons import devices
-from lessons.errors import InputError
+from lessons.decoding import KVCache, read, rounded, write
 from lessons.l16_gpt import gpt_forward
-
-
-class KVCache:
-    """The keys and values of B texts of the same length, empty at first.
-
-    layers[l] (B, block_size, 2C) is k | v of layer l, tokens (B, block_size) are the ids they come from;
-    of each, the first `length` positions are filled.
-    """
-
-    def __init__(self, config, batch=1, dtype=np.float32):
-        shape = batch, config.block_size, 2 * config.n_embd
-        self.layers = [np.empty(shape, dtype) for _ in range(config.n_layer)]
-        self.tokens = np.empty(shape[:2], np.int64)
-        self.length = 0
-
-    def select(self, rows):  # (any number,)
-        """Text i becomes a copy of text rows[i]: beam search drops some texts and doubles others."""
-        self.layers = [layer[rows] for layer in self.layers]
-        self.tokens = self.tokens[rows]
-
-
-def read(ops, p, tokens, kv_cache):  # (B, T) -> (B, V)
-    """Put the tokens after those in the KV cache; return the logits of what follows the last one.
-
-    The query of a new token meets the keys in the KV cache and its own. The full forward computes the same,
-    since no token has a say in what stands before it.
-
-    When the block is full, its last half and the new tokens are read again, from position 0 on. To drop the
-    oldest token alone would not do: a position is a row of a table, so every token that moves up gets another
-    vector, and with it other keys and values, in all layers. Half a block at once makes this rare.
-    Raises InputError if a logit is NaN or infinite.
-    """
-    config, C = p.config, p.config.n_embd
-    if kv_cache.length + tokens.shape[1] > config.block_size:
-        half = kv_cache.tokens[:, max(kv_cache.length - config.block_size // 2, 0):kv_cache.length]
-        tokens, kv_cache.length = np.concatenate([half, tokens], axis=1)[:, -config.block_size:], 0
-    start, end = kv_cache.length, kv_cache.length + tokens.shape[1]
-
-    def attention(qkv, layer):  # (B, T, 3C) -> (B, T, C)
-        kv = kv_cache.layers[layer]
-        kv[:, start:end] = qkv[..., C:]
-        return ops.cross_attention_forward(qkv[..., :C], kv[:, :end], config.n_head, causal=True)
-
-    logits = gpt_forward(ops, p, tokens, start, attention)[0][:, -1]
-    if not np.isfinite(logits).all():
-        raise InputError("the model answers NaN or infinity: take a checkpoint from before its loss exploded")
-    kv_cache.tokens[:, start:end], kv_cache.length = tokens, end
-    return logits
 
 
 def largest(scores, k):  # (n,) -> (at most k,) indices
@@ -110,23 +61,60 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  #
     return weights / weights.sum()
 
 
-def choose(logits, temperature, top_k, top_p, rng):  # (V,) -> int
-    """Draw a token: the probabilities lie end to end from 0 to 1; where does a random point fall?"""
-    ends = np.cumsum(next_token_probabilities(logits, temperature, top_k, top_p))
+def draw(probabilities, rng):  # (V,) -> int
+    """They lie end to end from 0 to 1; where does a random point fall?"""
+    ends = np.cumsum(probabilities)
     return int(np.searchsorted(ends / ends[-1], rng.random(), side="right"))
 
 
-def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0):  # (T,) -> yields n ints
-    """The n tokens that follow the prompt, each as soon as it is chosen. The same seed draws the same text.
-
-    Of a prompt longer than the block the last block_size tokens are seen. It must have at least one token.
-    """
-    kv_cache, rng = KVCache(p.config, dtype=p.flat.dtype), np.random.default_rng(seed)
-    tokens = np.asarray(prompt)[None]
-    for _ in range(n):
-        token = choose(read(ops, p, tokens, kv_cache)[0], temperature, top_k, top_p, rng)
+def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, int8=False, threads=1):
+    """(T,) -> yields the n tokens (int) that follow the prompt, each as soon as it is chosen. The same seed
+    draws the same text. Of a prompt longer than the block the end is seen; it has at least one token."""
+    p = rounded(p) if int8 else p
+    weights, kv_cache, rng = ops.decode_weights(p, int8), KVCache(p.config, 1, p.flat.dtype), \
+        np.random.default_rng(seed)
+    logits = read(ops, p, np.asarray(prompt)[None], kv_cache)[0, -1]
+    for left in range(n - 1, -1, -1):
+        token = draw(next_token_probabilities(logits, temperature, top_k, top_p), rng)
         yield token
-        tokens = np.array([[token]])
+        if left:
+            logits = write(ops, p, weights, token, kv_cache, threads)
+
+
+def speculate(ops, p, prompt, n, drafts=4, temperature=1.0, top_k=None, top_p=1.0, seed=0, threads=1):
+    """(T,) -> yields n ints, distributed as generate's are, though most come from the int8 model.
+
+    That model drafts some tokens, then p reads all of them in one pass. A draft drawn with probability q is
+    kept with min(1, p / q); the first that is not is drawn again, in proportion to max(p - q, 0). So whatever
+    q is, a token comes with probability p (Leviathan, Kalman & Matias 2023, algorithm 1 and appendix A.1).
+    """
+    def odds(logits):
+        return next_token_probabilities(logits, temperature, top_k, top_p)
+
+    weights, kv_cache, rng = ops.decode_weights(rounded(p), int8=True), KVCache(p.config), \
+        np.random.default_rng(seed)
+    token = draw(odds(read(ops, p, np.asarray(prompt)[None], kv_cache)[0, -1]), rng)
+    yield token
+    left = n - 1
+    while left:
+        text, q = [token], []  # the last token is not read yet
+        for _ in range(min(drafts, left - 1, p.config.block_size - kv_cache.length - 1)):
+            q.append(odds(write(ops, p, weights, text[-1], kv_cache, threads)))
+            text.append(draw(q[-1], rng))
+        kv_cache.length -= len(q)  # p's own keys and values take the place of the drafts'
+        logits, kept_drafts = read(ops, p, np.array([text]), kv_cache)[0, -len(text):], 0
+        wanted = [odds(row) for row in logits]
+        for guess, guessed, right in zip(text[1:], q, wanted):
+            if rng.random() * guessed[guess] >= right[guess]:
+                token = draw(np.maximum(right - guessed, 0), rng)
+                break
+            yield guess
+            kept_drafts += 1
+        else:
+            token = draw(wanted[-1], rng)  # all drafts were kept: one token more from the same pass
+        yield token
+        kv_cache.length -= len(q) - kept_drafts
+        left -= kept_drafts + 1
 
 
 def log_probabilities(logits):  # (..., V) -> (..., V) float64
@@ -145,7 +133,7 @@ def beam_search(ops, p, prompt, n, beams):  # (T,) -> (n,) tokens, their log-pro
     kv_cache, tokens = KVCache(p.config, dtype=p.flat.dtype), np.asarray(prompt)[None]
     texts, scores = np.empty((1, 0), np.int64), np.zeros(1)
     for _ in range(n):
-        longer = scores[:, None] + log_probabilities(read(ops, p, tokens, kv_cache))  # (beams, V)
+        longer = scores[:, None] + log_probabilities(read(ops, p, tokens, kv_cache)[:, -1])  # (beams, V)
         best = largest(longer.reshape(-1), beams)
         rows, tokens = best // longer.shape[1], best[:, None] % longer.shape[1]
         kv_cache.select(rows)
@@ -165,27 +153,47 @@ def text_pieces(tokenizer, tokens):  # token ids -> yields str
 
 def main(*argv):
     """Without options the demonstration; with options the command line, which stands in generation_run.py."""
-    from lessons.generation_run import model_at_hand, run
-    threadpool_limits(1, "blas")  # one row at a time: too little work to wait for a second thread
+    from lessons.generation_run import loss_on_validation_text, model_at_hand, run
+    threadpool_limits(1, "blas")  # the threads are ours
     if argv:
         return run(argv)
     p, tokenizer = model_at_hand()
-    ops, prompt = devices.ops("cpu"), tokenizer.encode("ROMEO:\n")
+    ops, prompt, n_cores = devices.ops("cpu"), tokenizer.encode("ROMEO:\n"), devices.cores()
     n = p.config.block_size - len(prompt)  # one block: the text below, without KV cache, cannot slide
-    list(generate(ops, p, prompt, 2))  # the first call compiles
+
+    def timed(write):  # -> the tokens, tokens a second
+        start = time.perf_counter()
+        tokens = list(write())
+        return tokens, n / (time.perf_counter() - start)
+
+    for int8 in False, True:
+        list(generate(ops, p, prompt, 2, int8=int8))  # the first call compiles
     strategies = {f"temperature {t}": {"temperature": t} for t in (0, 0.5, 0.8, 1.2)}
     strategies |= {"top-k 10": {"top_k": 10}, "top-p 0.9": {"top_p": 0.9}, "4 beams": {"beams": 4}}
     for name, how in strategies.items():
-        start = time.perf_counter()
-        tokens = (beam_search(ops, p, prompt, n, **how)[0] if "beams" in how
-                  else list(generate(ops, p, prompt, n, **how)))
-        speed, text = n / (time.perf_counter() - start), np.array([*prompt, *tokens])
+        tokens, speed = timed(lambda how=how: beam_search(ops, p, prompt, n, **how)[0] if "beams" in how
+                              else generate(ops, p, prompt, n, **how))
+        text = np.array([*prompt, *tokens])
         log_p = log_probabilities(gpt_forward(ops, p, text[None, :-1])[0][0, -n:])[np.arange(n), text[-n:]]
         print(f"{name:16s} {speed:6,.0f} tokens/s, mean log p of a token {log_p.mean():5.2f}\n    "
               + tokenizer.decode(tokens).replace("\n", " / "))
-    start, text = time.perf_counter(), prompt
-    for _ in range(n):
-        text = np.append(text, gpt_forward(ops, p, text[None])[0][0, -1].argmax())
-    speed = n / (time.perf_counter() - start)
-    same = list(text[-n:]) == list(generate(ops, p, prompt, n, temperature=0))
-    print(f"without KV cache {speed:6,.0f} tokens/s at temperature 0; the same text: {same}")
+
+    def without_cache():
+        text = prompt
+        for _ in range(n):
+            text = np.append(text, gpt_forward(ops, p, text[None])[0][0, -1].argmax())
+        return text[-n:]
+
+    print("\nthe text of temperature 0 in other ways")
+    ways = {"without KV cache": without_cache,
+            "speculation": lambda: speculate(ops, p, prompt, n, temperature=0, threads=n_cores)}
+    ways |= {f"{'int8' if int8 else 'float32'}, {threads} core{'s' * (threads > 1)}":
+             lambda int8=int8, threads=threads: generate(ops, p, prompt, n, 0, int8=int8, threads=threads)
+             for int8 in (False, True) for threads in sorted({1, n_cores})}
+    greedy = list(generate(ops, p, prompt, n, temperature=0))
+    for name, way in ways.items():
+        runs = [timed(way) for _ in range(1 if way is without_cache else 5)]
+        same = "the same" if runs[0][0] == greedy else "another text"
+        print(f"  {name:16s} {max(speed for _, speed in runs):6,.0f} tokens/s, {same}")
+    full, small = (loss_on_validation_text(ops, q, tokenizer) for q in (p, rounded(p)))
+    print(f"int8 changes the loss on validation text from {full:.4f} to {small:.4f} nats a token")

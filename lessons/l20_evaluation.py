@@ -33,7 +33,6 @@ from lessons.l17_weights import load_model
 from lessons.l18_training import quick_model, split
 from lessons.run_folder import stopped_run
 from lessons.texts import read_text
-from lessons.training_options import cores
 
 ROWS = 16  # windows in a batch
 
@@ -90,7 +89,7 @@ def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all to
         rows = slice(start, start + ROWS)
         return ops.cross_entropy(gpt_forward(ops, p, X[rows])[0], Y[rows], 1)[0]
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores()) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(devices.cores()) as pool:
         return sum(pool.map(nats, range(0, len(X), ROWS)))
 
 

@@ -43,55 +43,6 @@ def window(kept, new, block_size):  # (B, T), (B, T) -> (B, T)
     return np.concatenate([kept, new], axis=1)[:, -block_size:]
 
 
-def check_read(ops, p, chunks):
-    kv_cache = lesson.KVCache(p.config, len(chunks[0]), p.flat.dtype)
-    seen = chunks[0][:, :0]
-    for i, chunk in enumerate(chunks):
-        seen = window(seen, chunk, p.config.block_size)
-        got, want = lesson.read(ops, p, chunk, kv_cache), gpt_forward(NUMPY, p, seen)[0][:, -1]
-        assert_close(got, want, f"logits after chunk {i}", rtol=1e-5, atol=1e-5)
-
-
-@rooms
-@pytest.mark.parametrize("B", [1, 3])
-def test_read_gives_the_logits_of_the_full_forward_at_every_position_and_past_the_block(room, B):
-    check_read(devices.ops(room), model(), np.split(text(B, 20), 20, axis=1))
-
-
-def test_read_is_exact_to_rounding_in_float64():
-    p = model(dtype=np.float64)
-    kv_cache, tokens = lesson.KVCache(p.config, 2, np.float64), text(2, 6)
-    want = gpt_forward(NUMPY, p, tokens)[0]
-    for t in range(6):
-        got = lesson.read(NUMPY, p, tokens[:, t:t + 1], kv_cache)
-        assert_close(got, want[:, t], f"logits at {t}", rtol=1e-12, atol=1e-12)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=6))
-def test_read_takes_any_block_size_and_any_number_of_tokens_at_once(block_size, sizes):
-    chunks = np.split(text(2, sum(sizes)), np.cumsum(sizes)[:-1], axis=1)
-    check_read(NUMPY, model(block_size=block_size), chunks)
-
-
-def test_read_stops_at_a_model_that_exploded():
-    p = model()
-    p["ln_f"][1][:] = np.nan
-    with pytest.raises(InputError, match="NaN or infinity"):
-        lesson.read(NUMPY, p, text(1, 2), lesson.KVCache(p.config))
-
-
-@rooms
-def test_select_doubles_texts_and_drops_others(room):
-    p, ops, tokens, rows = model(), devices.ops(room), text(3, 5), np.array([2, 0, 2, 2])
-    kv_cache, fresh = lesson.KVCache(p.config, 3), lesson.KVCache(p.config, 4)
-    lesson.read(ops, p, tokens, kv_cache)
-    lesson.read(ops, p, tokens[rows], fresh)
-    kv_cache.select(rows)
-    for new in np.split(text(4, 4), 4, axis=1):  # the texts part from here on, and slide
-        assert_close(lesson.read(ops, p, new, kv_cache), lesson.read(ops, p, new, fresh), "logits", atol=1e-5)
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(1, 15))
 def test_largest_sorts_and_takes_the_first_of_equals(scores, k):
@@ -163,30 +114,29 @@ def test_next_token_probabilities_sum_to_one_over_the_smallest_set_allowed(logit
 
 
 @pytest.mark.parametrize("point, token", [(0, 1), (0.49, 1), (0.5, 2), (0.74, 2), (0.75, 4), (1 - 2**-53, 4)])
-def test_choose_finds_where_the_point_falls(point, token):
+def test_draw_finds_where_the_point_falls(point, token):
     """Tokens 0, 3 and 5 have no probability: no point falls on them, not even the first or the last."""
-    logits = np.array([-np.inf, math.log(2), 0, -np.inf, 0, -np.inf])
-    assert lesson.choose(logits, 1.0, None, 1.0, SimpleNamespace(random=lambda: point)) == token
+    probabilities = np.array([0, 0.5, 0.25, 0, 0.25, 0])
+    assert lesson.draw(probabilities, SimpleNamespace(random=lambda: point)) == token
 
 
-def test_choose_stays_in_the_vocabulary_where_ten_tenths_are_a_little_less_than_one():
-    assert lesson.choose(np.zeros(10), 1.0, None, 1.0, SimpleNamespace(random=lambda: 1 - 2**-53)) == 9
+def test_draw_stays_in_the_vocabulary_where_ten_tenths_are_a_little_less_than_one():
+    assert lesson.draw(np.full(10, 0.1), SimpleNamespace(random=lambda: 1 - 2**-53)) == 9
 
 
-def test_choose_draws_each_token_as_often_as_it_is_probable():
-    rng, n = np.random.default_rng(0), 4000
-    drawn = np.bincount([lesson.choose(HALVES, 2, 3, 1.0, rng) for _ in range(n)], minlength=4) / n
-    want = np.array([1, 2, 0, math.sqrt(2)]) / (3 + math.sqrt(2))
-    assert drawn[2] == 0, "top-k leaves token 2 out"
+def test_draw_takes_each_token_as_often_as_it_is_probable():
+    rng, n, want = np.random.default_rng(0), 4000, np.array([0.2, 0.5, 0, 0.3])
+    drawn = np.bincount([lesson.draw(want, rng) for _ in range(n)], minlength=4) / n
+    assert drawn[2] == 0, "token 2 has no probability"
     assert (np.abs(drawn - want) <= 4 * np.sqrt(want / n)).all(), f"drawn {drawn}, expected about {want}"
 
 
 @settings(deadline=None, max_examples=50)
 @given(logits_of_any_kind, st.integers(0, 5))
-def test_choose_takes_the_most_probable_token_at_temperature_0_and_close_to_it(logits, seed):
-    greedy = lesson.choose(logits, 0, None, 1.0, np.random.default_rng(seed))
+def test_temperature_0_takes_the_most_probable_token_and_one_close_to_it_too(logits, seed):
+    greedy, near = (lesson.draw(lesson.next_token_probabilities(logits, temperature),
+                                np.random.default_rng(seed)) for temperature in (0, 1e-9))
     assert greedy == logits.argmax()
-    near = lesson.choose(logits, 1e-9, None, 1.0, np.random.default_rng(seed))
     assert logits[near] == logits[greedy], "equal logits share at any temperature above 0"
 
 
@@ -223,14 +173,59 @@ def test_generate_draws_from_what_top_k_and_top_p_leave():
 
 def test_generate_yields_each_token_before_it_reads_it():
     reads = []
-    counting = SimpleNamespace(**vars(NUMPY))
-    counting.embedding_forward = lambda tokens, *rest: (reads.append(tokens.size),
-                                                        NUMPY.embedding_forward(tokens, *rest))[1]
-    tokens = lesson.generate(counting, model(), [1, 2, 3], 2)
-    next(tokens)
-    assert reads == [3]
-    assert len(list(tokens)) == 1
-    assert reads == [3, 1], "a token in the KV cache is not read again, and the last one never"
+    counting = SimpleNamespace(**vars(NUMPY) | {"decode": lambda weights, token, position, *rest: (
+        reads.append((token, position)), NUMPY.decode(weights, token, position, *rest))[1]})
+    tokens = lesson.generate(counting, model(), [1, 2, 3], 3)
+    first = next(tokens)
+    assert reads == []
+    second, _ = tokens
+    assert reads == [(first, 3), (second, 4)], "each token is read once, in its place, and the last one never"
+
+
+@rooms
+def test_generate_with_int8_is_generate_with_rounded_weights(room):
+    p, ops = model(block_size=16), devices.ops(room)
+    got = list(lesson.generate(ops, p, [1, 2], 40, seed=3, int8=True))
+    assert got == list(lesson.generate(ops, lesson.rounded(p), [1, 2], 40, seed=3))
+
+
+@rooms
+def test_generate_writes_the_same_text_on_several_threads(room):
+    p, ops = model(block_size=16), devices.ops(room)
+    for int8 in False, True:
+        texts = [list(lesson.generate(ops, p, [1, 2], 40, seed=1, int8=int8, threads=n)) for n in (1, 2, 3)]
+        assert texts[0] == texts[1] == texts[2], "the threads do not change what is computed"
+
+
+@rooms
+@pytest.mark.parametrize("drafts", [1, 3, 9])
+@pytest.mark.parametrize("n", [1, 2, 20])  # 20: past the block
+def test_speculate_at_temperature_0_writes_what_generate_writes(room, n, drafts):
+    p, ops = model(), devices.ops(room)
+    got = list(lesson.speculate(ops, p, [3, 1], n, drafts, temperature=0))
+    assert got == greedy_by_full_forward(p, [3, 1], n)
+
+
+@pytest.mark.parametrize("drafts", [1, 2, 3])
+def test_speculate_draws_texts_as_often_as_they_are_probable_however_bad_the_drafts(drafts):
+    """The model that drafts is replaced by one that is often wrong and sure of it."""
+    p, rng, n = model(vocab_size=3), np.random.default_rng(0), 2000
+    bad = SimpleNamespace(**vars(NUMPY) | {"decode": lambda *rest: rng.normal(0, 2, 3)})
+    texts = list(itertools.product(range(3), repeat=3))
+    want = np.array([math.exp(log_p(p, [2, 1], text)) for text in texts])
+    drawn = [tuple(lesson.speculate(bad, p, [2, 1], 3, drafts, seed=seed)) for seed in range(n)]
+    got = np.array([drawn.count(text) for text in texts]) / n
+    surprise = np.abs(got - want) / np.sqrt(want * (1 - want) / n)
+    worst = surprise.argmax()
+    assert surprise[worst] < 4.5, f"{texts[worst]}: drawn {got[worst]:.3f}, expected {want[worst]:.3f}"
+
+
+def test_speculate_asks_the_model_once_for_several_tokens():
+    p, passes = model(block_size=64), []
+    counting = SimpleNamespace(**vars(NUMPY) | {"embedding_forward": lambda tokens, *rest: (
+        passes.append(tokens.size), NUMPY.embedding_forward(tokens, *rest))[1]})
+    text = list(lesson.speculate(counting, p, [1], 40, drafts=4, seed=0))
+    assert len(text) == 40 and len(passes) < 20, f"{len(passes)} passes: most drafts should be kept"
 
 
 def test_log_probabilities():
@@ -396,14 +391,19 @@ def test_text_pieces_of_a_real_tokenizer_are_what_it_decodes():
 
 def test_main_without_options_shows_every_strategy(folder, capsys, monkeypatch):
     monkeypatch.setattr(generation_run, "FOLDER", folder)
+    monkeypatch.setattr("lessons.texts.read_text", lambda name: "ROMEO: OREM\n" * 100)
     lesson.main()
     output = capsys.readouterr().out
-    for name in "temperature 0 ", "temperature 1.2", "top-k", "top-p", "4 beams", "the same text: True":
+    for name in "temperature 0 ", "temperature 1.2", "top-k", "top-p", "4 beams", "int8, 1 core", "the loss":
         assert name in output
+    for way in "without KV cache", "speculation", "float32, 1 core":
+        line, = (line for line in output.splitlines() if line.strip().startswith(way))
+        assert line.endswith("the same"), line
 
 
 def test_main_without_a_trained_model_says_so_and_trains_a_small_one(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(generation_run, "FOLDER", str(tmp_path))
+    monkeypatch.setattr("lessons.texts.read_text", lambda name: "ROMEO: OREM\n" * 100)
     monkeypatch.setattr("lessons.l18_training.quick_model",
                         lambda text: (model(len(LETTERS), 16), char_tokenizer(LETTERS)))
     lesson.main()
