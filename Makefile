@@ -13,6 +13,13 @@ VERBS := help lesson train generate test bench clean
 WORDS := $(wordlist 2,99,$(MAKECMDGOALS))
 .PHONY: $(VERBS) no-python
 
+# STEPS=9 or args="--steps 9" would be read by nobody: three minutes of training would start with the defaults.
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(firstword $(filter-out ARGS PYTHON N SHELL,$(GIVEN)))
+ifneq ($(UNKNOWN),)
+  $(error nothing here is called $(UNKNOWN). Options go into ARGS: make train ARGS="--steps 9")
+endif
+
 help:
 	@sed -n 's/^# make/  make/p' Makefile
 	@echo; echo '  Options go through ARGS: make train ARGS="--steps 200", and ARGS=--help shows them.'; echo

@@ -13,6 +13,11 @@ import shutil
 import subprocess
 import sys
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 VENV = ".venv"
 PYTHON = os.path.join(VENV, *(["Scripts", "python.exe"] if os.name == "nt" else ["bin", "python"]))
 OK, BENCH, UNFINISHED, LOG = (os.path.join(VENV, name) for name in ("ok", "bench", "unfinished", "setup.log"))
@@ -21,23 +26,45 @@ TORCH = "torch==2.13.0"  # in no lock: requirements-bench.txt says why
 
 def main(bench):
     os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    wait_for_others()
     uv = shutil.which("uv")
-    there = usable()
-    if not (there and bench and os.path.exists(OK)):
-        if there:
+    if fresh(OK, "requirements.txt"):
+        print(".venv is as requirements.txt wants it.", flush=True)
+    else:
+        if usable():
             print("Bringing .venv to the state of requirements.txt ...", flush=True)
         else:
             create(uv)
         remove(OK)
         install(uv, "--require-hashes", "-r", "requirements.txt")
         touch(OK)
-    if bench:
+    if bench and not fresh(BENCH, "requirements-bench.txt", OK):
         print("Installing what make bench compares with, once: PyTorch, tokenizers, transformers.\n"
               "To download: about 2.8 GB on Linux, where PyTorch brings CUDA along; 0.3 GB with its build\n"
               "for CPUs, which does as well: see requirements-bench.txt.", flush=True)
         install(uv, "--require-hashes", "-r", "requirements.txt", "-r", "requirements-bench.txt")
         install(uv, TORCH)
         touch(BENCH)
+
+
+def wait_for_others():
+    """Two set-ups at once would delete each other's work. The lock ends with the process, however it ends."""
+    if fcntl is None:
+        return
+    folder = os.open(".", os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("Another set-up is at work in this folder; waiting for it.", flush=True)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    except OSError:
+        pass  # a disk that knows no locks
+
+
+def fresh(mark, *others):
+    """Is what the mark stands for there, and not older than the others? make asks the same."""
+    return (usable() and os.path.exists(mark)
+            and all(os.path.getmtime(mark) >= os.path.getmtime(other) for other in others))
 
 
 def usable():
@@ -76,14 +103,28 @@ def install(uv, *what):
         with open(LOG, "w", encoding="utf-8") as log:
             log.write(said)
         if any(sign in said for sign in ("connection broken", "error sending request", "dns error")):
-            sys.exit(f"No network: the packages could not be fetched. Try again with one. (Details: {LOG})")
+            sys.exit("No network: the packages could not be fetched. Try again with one; behind a proxy, set "
+                     f"HTTPS_PROXY, and PIP_CERT if it has a certificate of its own. (Details: {LOG})")
         sys.exit(f"The packages could not be installed: {last_line(said)} (details: {LOG})")
 
 
 def run(*command):
-    """The exit code, and all that the command printed."""
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout.decode("utf-8", "replace")
+    """The exit code, and all that the command printed. A terminal shows its latest line meanwhile."""
+    said, terminal = [], sys.stdout.isatty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env=dict(os.environ, PYTHONUNBUFFERED="1")) as process:
+        for line in process.stdout:
+            said.append(line.decode("utf-8", "replace"))
+            if terminal:
+                show(said[-1])
+    if terminal and said:
+        show("")
+    return process.returncode, "".join(said)
+
+
+def show(line):
+    """In place of the line before, and in ASCII: what any terminal can print."""
+    print("\r" + line.strip()[:70].ljust(70).encode("ascii", "replace").decode(), end="\r", flush=True)
 
 
 def last_line(said):
@@ -109,5 +150,5 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit("\nStopped. The next call starts anew.")
     except OSError as error:
-        sys.exit(f"Cannot write {error.filename} in {os.getcwd()}: {error.strerror}. "
+        sys.exit(f"Cannot write .venv in {os.getcwd()}: {error}. "
                  "Copy the folder to a place where you can write, and start there.")

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-TOOLS = "make", "sh", "sed", "find", "rm", "head", "mkdir", "ln"
+TOOLS = "make", "sh", "sed", "find", "rm", "head", "mkdir", "ln", "touch", "sleep"
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 LESSONS = {
@@ -104,6 +105,8 @@ def test_a_verb_does_its_work_and_says_nothing_else(house, words, output):
     (["lesson", "1", "2"], "one lesson at a time: make lesson 1"),
     (["12"], "there is no verb '12'; make lists them"),
     (["train", "5"], "there is no verb '5'; make lists them"),
+    (["train", "STEPS=9"], "nothing here is called STEPS. Options go into ARGS: "),
+    (["train", "args=--steps 9", "ARGS=x=y z"], "nothing here is called args. Options go into ARGS: "),
 ])
 def test_a_wrong_word_gets_a_line_and_starts_nothing(house, words, line):
     code, output, errors = make(house, *words)
@@ -194,6 +197,33 @@ def test_an_environment_whose_python_is_gone_is_made_anew(fresh):
     assert make(fresh, "lesson", "2")[0] == 0 and asked(fresh) == ["venv", "pip"]
 
 
+def test_a_second_set_up_waits_and_finds_the_work_done(fresh):
+    script(fresh.parent / "bin" / "uv", UV + "touch .venv/at_work; until [ -e go ]; do sleep 0.1; done")
+    words = "make", "lesson", "2"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(call, fresh, *words)
+        while not (fresh / ".venv" / "at_work").exists():
+            assert not first.done(), first.result()
+        second = pool.submit(call, fresh, *words)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1)
+        (fresh / "go").touch()
+        assert first.result()[0] == 0 and asked(fresh) == ["venv", "pip"]
+    code, output, _ = second.result()
+    assert code == 0 and asked(fresh) == [] and output == (
+        "Another set-up is at work in this folder; waiting for it.\n"
+        ".venv is as requirements.txt wants it.\nngrams ran\n")
+
+
+def test_a_terminal_sees_what_the_set_up_is_doing(fresh):
+    script(fresh.parent / "bin" / "uv", UV + 'echo "Downloading numpy (16.9 MiB)"')
+    ours, theirs = os.openpty()
+    done = subprocess.run(["python3", "environment.py"], check=False, cwd=fresh, stdout=theirs, stderr=theirs,
+                          env={"PATH": str(fresh.parent / "bin")})
+    os.close(theirs)
+    assert done.returncode == 0 and b"\rDownloading numpy (16.9 MiB) " in os.read(ours, 10_000)
+
+
 @pytest.mark.parametrize("killed", ["$$", "$PPID"])  # the installer alone, or environment.py with it
 @pytest.mark.parametrize("moment", ["venv", "pip"])
 def test_a_set_up_that_was_killed_repairs_itself(fresh, killed, moment):
@@ -209,6 +239,7 @@ def test_a_set_up_that_was_killed_repairs_itself(fresh, killed, moment):
 
 def test_an_update_that_was_killed_is_followed_by_a_new_start(fresh):
     make(fresh, "lesson", "2")
+    os.utime(fresh / ".venv" / "ok", (1, 1))
     script(fresh.parent / "bin" / "uv", UV + "kill -9 $PPID\n")
     assert call(fresh, "python3", "environment.py")[0] != 0
     asked(fresh)
@@ -239,7 +270,7 @@ def test_make_bench_installs_once_what_it_compares_with(fresh):
 @pytest.mark.parametrize("trouble, line", [
     ("sys.version_info = (3, 9, 2)", "Python 3.11 or newer is needed, and this is 3.9. "),
     ("sys.modules['ensurepip'] = None", "lacks the venv module. Debian, Ubuntu: apt install python3-venv. "),
-    ("os.mkdir = lambda path: open('/dev/null/' + path)", "Cannot write /dev/null/.venv in "),
+    ("os.mkdir = lambda path: open('/dev/null/' + path)", "Cannot write .venv in "),
 ])
 def test_what_this_machine_lacks_is_said_in_one_line(house, trouble, line):
     shutil.rmtree(house / ".venv")
