@@ -2,6 +2,7 @@
 python -m lessons 12                       runs lesson 12 (also by name: attention)
 python -m lessons training --steps 200     what follows goes to the lesson
 """
+import errno
 import importlib
 import os
 import re
@@ -29,7 +30,8 @@ def listing():
 
 
 def find(which):
-    """(number, name) of the lesson that `which` means: its number, its name, or how its name begins."""
+    """(number, name) of the lesson that `which` means: its number, its name, how that begins, or its file."""
+    which = os.path.basename(which).removesuffix(".py")
     for test in (lambda number, name: which.isdecimal() and number == int(which),
                  lambda number, name: which.lower() in (name, f"l{number:02d}_{name}"),
                  lambda number, name: name.startswith(which.lower())):
@@ -45,11 +47,15 @@ def run(which, *arguments):
     number, name = find(which)
     try:
         main = importlib.import_module(f"lessons.l{number:02d}_{name}").main
+        if not arguments and sys.stdout.isatty():
+            print(f"lesson {number}, {name}: read lessons/l{number:02d}_{name}.py beside this\n")
         if arguments and not takes(main, arguments):
             stop(f"Lesson {number} takes no options: {' '.join(arguments)}")
         main(*arguments)
     except InputError as error:
         stop(error)
+    except PermissionError as error:
+        stop(f"{error.filename} cannot be written: {error.strerror}. Copy the course to a place of your own.")
     except ModuleNotFoundError as error:
         if (error.name or "lessons").split(".")[0] in ("lessons", "kernels"):
             raise  # a file of ours is missing: no set-up brings it back
@@ -77,6 +83,7 @@ if __name__ == "__main__":
         if sys.argv[1:2] in ([], [""], ["-h"], ["--help"]):
             print(f"{__doc__}\n{listing()}" if sys.argv[1:] else f"The lessons are:\n{listing()}")
         else:
+            sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows "?" and goes on
             run(*sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -84,3 +91,8 @@ if __name__ == "__main__":
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output has seen enough: python -m lessons | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails at it again
+        stop("The disk, or the file that the output goes to, is full: make room.")

@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         if message.endswith(": expected one argument"):
             option = message.split()[1].rstrip(":")
             message += f" (a value that begins with - needs =: {option}=-x)"
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{message} (--help lists the options)")
 
 
 def number(convert, allowed, wanted):

@@ -45,7 +45,6 @@ def run(argv):
     p, tokenizer = load_model(args.model)
     if tokenizer is None:
         raise errors.InputError(f"{args.model} has no tokenizer.json: copy the one of its training into it")
-    sys.stdout.reconfigure(errors="replace")  # a terminal without "é" shows "?" and goes on
     prompt = encode_prompt(tokenizer, args.prompt)
     print(args.prompt, end="", flush=True)
     start = time.perf_counter()

@@ -1,4 +1,5 @@
 """The texts that come with the course, by name, and any other text file."""
+import codecs
 import pathlib
 
 from lessons.errors import InputError
@@ -7,25 +8,29 @@ DATA = pathlib.Path(__file__).parent.parent / "data"
 
 
 def read_text(name):
-    """The text called `name` in data/, or of the UTF-8 file `name`. InputError says what is wrong with it."""
+    """The text called `name` in data/, or of the UTF-8 file `name`. InputError says what is wrong with it.
+    A byte-order mark goes, and the line ends of Windows become \\n: they would be tokens of their own."""
     path = DATA / f"{name}.txt" if name in names() else pathlib.Path(name)
     try:
         raw = path.read_bytes()
     except IsADirectoryError:
-        raise InputError(f"{name} is a folder: name a text file in it") from None
+        raise InputError(f"{name!r} is a folder: name a text file in it") from None
     except FileNotFoundError:
-        raise InputError(f"there is no file {name}; texts that are here: {', '.join(names())}") from None
+        raise InputError(f"there is no file {name!r}; texts that are here: {', '.join(names())}") from None
     except OSError as problem:
         raise InputError(f"{name} cannot be read: {problem.strerror}; name another file") from None
     if not raw:
         raise InputError(f"{name} is empty: give a file with text in it")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{name} is UTF-16: save it as UTF-8, or: iconv -f utf-16 -t utf-8 {name} > new.txt")
     if b"\0" in raw:
         raise InputError(f"{name} is not text: the byte at offset {raw.index(0)} is 0; name a UTF-8 file")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8: the byte at offset {error.start} is {raw[error.start]:#04x}; "
-                         "save it as UTF-8") from None
+                         f"save it as UTF-8, or if it is GBK: iconv -f gb18030 -t utf-8 {name} > new.txt") \
+            from None
 
 
 def names():

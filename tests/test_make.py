@@ -317,6 +317,38 @@ def test_a_lesson_with_exactly_this_name_comes_before_one_that_contains_it(house
     assert lessons(house, "self")[1] == "self-attention ran\n"
 
 
+def test_a_lesson_is_found_by_its_file_as_the_shell_completes_it(house):
+    assert lessons(house, "lessons/l12_attention.py")[1] == "attention ran\n"
+
+
+def test_on_a_terminal_a_lesson_says_which_file_to_read(house):
+    pty = pytest.importorskip("pty", reason="there are no pseudo-terminals here")
+    master, terminal = pty.openpty()
+    subprocess.run([sys.executable, "-m", "lessons", "12"], cwd=house, stdout=terminal, check=True)
+    os.close(terminal)
+    output = os.read(master, 1000).decode().replace("\r", "")
+    os.close(master)
+    assert output == "lesson 12, attention: read lessons/l12_attention.py beside this\n\nattention ran\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_behind_the_output_is_one_line(house):
+    code, _, errors = call(house, "sh", "-c", f"'{sys.executable}' -m lessons 12 > /dev/full")
+    assert (code, errors) == (2, "The disk, or the file that the output goes to, is full: make room.\n")
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(house):
+    write(house, "l03_hmm", "def main(): raise PermissionError(13, 'Permission denied', 'out')")
+    line = "out cannot be written: Permission denied. Copy the course to a place of your own.\n"
+    assert lessons(house, "3") == (2, "", line)
+
+
+def test_a_terminal_that_is_not_utf_8_shows_question_marks(house):
+    write(house, "l03_hmm", "def main(): print('caf\u00e9 \u8bba\u8bed')")
+    ascii_only = "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0"
+    assert call(house, "sh", "-c", f"{ascii_only} '{sys.executable}' -m lessons 3")[:2] == (0, "caf? ??\n")
+
+
 def test_help_shows_how_to_call_it(house):
     code, output, _ = lessons(house, "--help")
     assert code == 0 and "python -m lessons 12" in output and "12  attention" in output
