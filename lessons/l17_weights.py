@@ -6,9 +6,10 @@ A model folder holds three files, those of Hugging Face's GPT-2, so that `transf
     config.json         the sizes, and which variant of the formula the numbers are for
     tokenizer.json      lesson 5's; with another vocabulary, token 17 is another word
 
-A training's checkpoint is one safetensors file with more arrays, and its settings in the header. Nothing in
-the format (https://huggingface.co/docs/safetensors) is executed; a pickled .bin runs what its author wanted.
-`make lesson 17` reads a file byte by byte, and ends processes while they write.
+A training's checkpoint is one safetensors file with more arrays and its settings. Both carry a checksum: a
+model with one wrong number still writes text. Nothing in the format
+(https://huggingface.co/docs/safetensors) is executed; a pickled .bin runs what its author wanted.
+`make lesson 17` reads a file byte by byte, changes a bit, and ends processes while they write.
 `python -m lessons weights FOLDER` lists a GPT-2's tensors.
 """
 import contextlib
@@ -20,15 +21,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
 
 from lessons.errors import InputError
-from lessons.gpt2_folder import FLOATS, FORMULA, REST, SIZES, check_tensors, read_config
+from lessons.gpt2_folder import config_json, open_tensors, read_config, read_parameters
+from lessons.l05_tokenizer import char_tokenizer
 from lessons.l16_gpt import count_parameters
-from lessons.parameters import Config, Parameters, init_parameters
+from lessons.parameters import Config, init_parameters
+from lessons.tokenizer_json import load_tokenizer, save_tokenizer
 
-STATE = "training state 1"  # the word in the metadata by which we know a checkpoint of ours; 1 is the version
+# Words of ours in the metadata: two checksums of a model, and what a checkpoint is known by (version 2).
+SEAL, TOKENS_SEAL, STATE = "crc32 of sizes and numbers", "crc32 of the tokens", "training state 2"
 
 
 def write_atomically(path, write):
@@ -59,84 +62,83 @@ def write_atomically(path, write):
         os.fsync(folder)  # the new name itself
 
 
-def packed(arrays, metadata):  # -> bytes
-    """The package copies memory as it lies, so a transposed view is first laid out in its own order."""
-    return save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata)
+def laid_out(arrays):
+    """Each array in the order of its axes, little end first, as it will lie in the file. Most do already."""
+    return {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in sorted(arrays.items())}
 
 
-def open_tensors(path):
-    """The package's reader. It refuses headers that lie: lengths or offsets beyond the file, overlaps."""
-    if not (Path(path).is_file() and os.access(path, os.R_OK)):
-        raise InputError(f"there is no file {path} that we may read: name another, or train first")
-    try:
-        return safe_open(path, "numpy")
-    except SafetensorError as error:
-        raise InputError(f"{path} is no whole safetensors file ({error}): take another copy") from None
+def write_tensors(path, arrays, metadata):
+    """A safetensors file by hand, wide types first: so every number lies at a multiple of its own size."""
+    arrays = dict(sorted(laid_out(arrays).items(), key=lambda item: -item[1].itemsize))
+    header, end = {"__metadata__": metadata}, 0
+    for name, a in arrays.items():
+        dtype = "BOOL" if a.dtype == bool else f"{a.dtype.kind.upper()}{8 * a.itemsize}"  # F32, I64, ...
+        begin, end = end, end + a.nbytes
+        header[name] = {"dtype": dtype, "shape": a.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(temporary):
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.writelines(arrays.values())  # from where they are: a large model is not copied
+
+    write_atomically(path, write)
 
 
-def tensor_by_hand(path, name):
-    """One tensor without the package, which cannot give NumPy a bfloat16: here it becomes float32."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(length))[name]
-        begin, end = entry["data_offsets"]  # counted from the end of the header
-        file.seek(8 + length + begin)
-        numbers = np.frombuffer(file.read(end - begin), FLOATS[entry["dtype"]])
-    if entry["dtype"] == "BF16":  # the upper half of a float32: sign, exponent, 7 of 23 bits
-        numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers.reshape(entry["shape"])
+def checksum(arrays, about):  # -> str
+    """CRC-32 of `about`, which JSON can hold, and of each array's name, type, shape and numbers."""
+    crc = zlib.crc32(json.dumps(about).encode())
+    for name, a in laid_out(arrays).items():
+        crc = zlib.crc32(a, zlib.crc32(json.dumps([name, a.dtype.str, a.shape]).encode(), crc))
+    return str(crc)
+
+
+def tokens_crc32(tokenizer):
+    return checksum({}, repr(tokenizer.tokens))
 
 
 def save_model(folder, p, tokenizer):
-    """Write the three files, float32; the numbers last: they make a folder a model. tokenizer may be None."""
-    from lessons.tokenizer_json import save_tokenizer
-    folder = Path(folder)
-    config = FORMULA | dict(zip(SIZES, p.config)) | {"n_ctx": p.config.block_size} | REST
-    data = packed({name: view.astype(np.float32) for name, view in p.views.items()}, {"format": "pt"})
+    """Write the three files, float32; tokenizer may be None. The numbers come last: they make a folder a
+    model. Their metadata has the checksums by which load_model knows that the three belong together."""
+    folder, numbers = Path(folder), {name: np.asarray(view, np.float32) for name, view in p.views.items()}
+    metadata = {"format": "pt", SEAL: checksum(numbers, p.config)}
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is None:
         (folder / "tokenizer.json").unlink(missing_ok=True)  # it was another model's
     else:
+        metadata[TOKENS_SEAL] = tokens_crc32(tokenizer)
         write_atomically(folder / "tokenizer.json", lambda file: save_tokenizer(tokenizer, file))
-    write_atomically(folder / "config.json", lambda file: file.write_text(json.dumps(config, indent=2)))
-    write_atomically(folder / "model.safetensors", lambda file: file.write_bytes(data))
+    write_atomically(folder / "config.json", lambda file: file.write_text(config_json(p.config)))
+    write_tensors(folder / "model.safetensors", numbers, metadata)
 
 
 def load_model(folder):
     """A folder of ours, or a GPT-2 from elsewhere -> Parameters (float32), tokenizer or None.
 
-    Names may begin with `transformer.`; an lm_head.weight may be there if it equals wte.weight; float64,
-    float16 and bfloat16 become float32. InputError, in one line, where we would compute something else.
-    """
-    from lessons.tokenizer_json import load_tokenizer
+    Names may begin with `transformer.`, an lm_head.weight may be there if it equals wte.weight, other floats
+    become float32. InputError, in one line, where we would compute something else. But files from elsewhere
+    have no checksum: there a changed bit is another number."""
     config, path = read_config(Path(folder, "config.json")), Path(folder, "model.safetensors")
     with open_tensors(path) as file:
-        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is not a dict)
-        prefix = "" if "wte.weight" in slices else "transformer."
-        keys = {key.removeprefix(prefix): key for key in slices}
-        found = {name: (slices[key].get_dtype(), *slices[key].get_shape()) for name, key in keys.items()}
-        check_tensors(path, config, found)
-        p = Parameters(config)
-        head = {name: np.empty_like(p["wte.weight"]) for name in found if name == "lm_head.weight"}
-        for name, view in (p.views | head).items():
-            by_hand = found[name][0] == "BF16"
-            view[:] = tensor_by_hand(path, keys[name]) if by_hand else file.get_tensor(keys[name])
+        p, metadata = read_parameters(path, config, file), file.metadata() or {}
+    if metadata.get(SEAL) not in (None, checksum(p.views, config)):
+        raise InputError(f"{path} or config.json is damaged (the checksum does not fit): take another copy")
     if not np.isfinite(p.flat).all():
         raise InputError(f"{path} holds NaN or infinity: take an earlier copy, or train anew")
-    if any((copy != p["wte.weight"]).any() for copy in head.values()):
-        raise InputError(f"{path}: lm_head.weight differs from wte.weight, this GPT has one table for both")
     file = path.with_name("tokenizer.json")
-    tokenizer = load_tokenizer(file) if file.exists() else None
+    tokenizer = load_tokenizer(file) if os.path.lexists(file) else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"{file}: {tokenizer.vocab_size} tokens, model {config.vocab_size}: take another")
+    if tokenizer is not None and metadata.get(TOKENS_SEAL) not in (None, tokens_crc32(tokenizer)):
+        raise InputError(f"{file} is not the one that the model was saved with: take that one")
     return p, tokenizer
 
 
 def save_state(path, arrays, settings):
     """Write {name: array} and a dict that JSON can hold: all that a training needs to go on, in one file."""
-    crc = zlib.crc32(packed(arrays, {"settings": json.dumps(settings)}))
-    data = packed(arrays, {STATE: json.dumps({"crc32": crc, "settings": settings})})
-    write_atomically(path, lambda file: file.write_bytes(data))
+    crc = checksum(arrays, settings)
+    write_tensors(path, arrays, {STATE: json.dumps({"crc32": crc, "settings": settings})})
 
 
 def load_state(path):
@@ -144,9 +146,9 @@ def load_state(path):
     with open_tensors(path) as file:
         if STATE not in (metadata := file.metadata() or {}):
             raise InputError(f"{path} is not a {STATE}: name another file, or train anew")
-        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+        with contextlib.suppress(SafetensorError, ValueError, LookupError, TypeError, AttributeError):
             arrays, state = file.get_tensors(), json.loads(metadata[STATE])
-            if state["crc32"] == zlib.crc32(packed(arrays, {"settings": json.dumps(state["settings"])})):
+            if state["crc32"] == checksum(arrays, state["settings"]):
                 return arrays, state["settings"]
     raise InputError(f"{path} is damaged (its checksum does not fit): take another copy, or train anew")
 
@@ -171,20 +173,21 @@ def main(folder=None):
         for name, view in p.views.items():
             print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.3f} std {view.std():.3f}")
         return print(f"{count_parameters(p.config):,} parameters")
-    from lessons.l05_tokenizer import char_tokenizer
     with tempfile.TemporaryDirectory() as place:
         path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
-        p = init_parameters(Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4))
-        save_model(place, p, tokenizer)
+        config = Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4)
+        save_model(place, init_parameters(config), tokenizer)
         print("in the folder:    ", *(f"{f.name} ({f.stat().st_size} bytes)" for f in Path(place).iterdir()))
-        data = path.read_bytes()
-        n = int.from_bytes(data[:8], "little")
+        n = int.from_bytes((data := path.read_bytes())[:8], "little")
         print(f"bytes 0 to 7:      {data[:8].hex(' ')} = {n}, little end first: so long is the header")
         print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...")
         print(f"                   ... {data[n - 60:n + 8].decode().rstrip()}, and spaces")
-        print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}")
-        by_hand, table = tensor_by_hand(path, "wte.weight"), p["wte.weight"]
-        print(f"end of wte.weight: {by_hand[-1, -2:]} read by hand, {table[-1, -2:]} in memory")
+        print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}, of wte.weight")
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        try:
+            load_model(place)
+        except InputError as error:
+            print(f"one bit changed:   {str(error).replace(place, '...')}")
         print("\nOLD is on the disk, NEW is being written, and the process ends:")
         target = Path(place, "weights")
         for point in "written in place, halfway", "atomically, halfway", "before the rename", "after it":

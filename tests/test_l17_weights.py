@@ -5,6 +5,8 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors import safe_open
+from safetensors.numpy import load_file
 
-from lessons import devices
+from lessons import devices, gpt2_folder
 from lessons import l17_weights as lesson
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
 from lessons.l16_gpt import gpt_forward
 from lessons.parameters import Config, init_parameters
+from lessons.tokenizer_json import save_tokenizer
 from tests.close import assert_close
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +245,12 @@ def test_loaded_arrays_can_be_trained_on(tmp_path):
     assert_close(lesson.load_state(tmp_path / "state")[0]["a"], np.ones(3), "the file's own copy")
 
 
+def test_save_state_of_numbers_with_the_big_end_first(tmp_path):
+    a = np.arange(6, dtype=">f4").reshape(2, 3)
+    lesson.save_state(tmp_path / "state", {"a": a}, {})
+    assert_close(lesson.load_state(tmp_path / "state")[0]["a"], a, "a", 0, 0)
+
+
 def test_load_state_notices_a_changed_bit_in_any_byte(tmp_path):
     path, a = tmp_path / "state", np.arange(3, dtype=np.float32)
     lesson.save_state(path, {"a": a}, {"step": 5, "lr": 0.1})
@@ -270,7 +281,9 @@ LIES = {"a header of 2^62 bytes": (2**62, {"a": A}, 8), "a header of 90 MB": (90
         "offsets in reverse": (None, {"a": A | {"data_offsets": [8, 0]}}, 8),
         "overlapping": (None, {"a": A, "b": A | {"data_offsets": [4, 12]}}, 12),
         "a hole": (None, {"a": A, "b": A | {"data_offsets": [12, 20]}}, 20),
-        "an unknown type": (None, {"a": A | {"dtype": "F33"}}, 8), "no tensors": (None, [1, 2], 8)}
+        "an unknown type": (None, {"a": A | {"dtype": "F33"}}, 8), "no tensors": (None, [1, 2], 8),
+        "a type that NumPy lacks": (None, {"__metadata__": {lesson.STATE: "{}"},
+                                           "a": A | {"dtype": "F8_E4M3", "shape": [8]}}, 8)}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -293,6 +306,65 @@ def test_load_state_refuses_other_files_by_name(tmp_path):
     refused(lesson.load_state, tmp_path / "m" / "model.safetensors", says="not a training state")
     (tmp_path / "foreign").write_bytes(file_bytes({"a": ("F32", (1,), bytes(4))}))
     refused(lesson.load_state, tmp_path / "foreign", says="foreign")
+    (tmp_path / "older").write_bytes(file_bytes({}, {"training state 1": '{"crc32": 0, "settings": {}}'}))
+    refused(lesson.load_state, tmp_path / "older", says="is not a training state 2")
+
+
+# ---- a file of tensors
+
+MIXED = {"b": np.arange(5, dtype=np.int8), "c": np.float16([[1, 2.5]]), "a": np.arange(6.0).reshape(2, 3).T,
+         "d": np.array([True, False]), "é\n": np.float32(3), "e": np.zeros((0, 4), np.int64)}
+
+
+def test_write_tensors_writes_what_the_package_reads(tmp_path):
+    lesson.write_tensors(tmp_path / "file", MIXED, {"x": "1", "a": "é"})
+    loaded = load_file(tmp_path / "file")
+    assert loaded.keys() == MIXED.keys()
+    for name, array in MIXED.items():
+        assert loaded[name].dtype == array.dtype
+        assert_close(loaded[name], array, name, 0, 0)
+    with safe_open(tmp_path / "file", "numpy") as file:
+        assert file.metadata() == {"x": "1", "a": "é"}
+
+
+def test_write_tensors_puts_every_number_at_a_multiple_of_its_size(tmp_path):
+    lesson.write_tensors(tmp_path / "file", MIXED, {})
+    data = (tmp_path / "file").read_bytes()
+    n = struct.unpack("<Q", data[:8])[0]
+    assert n % 8 == 0, f"a header of {n} bytes: the numbers begin at no multiple of 8"
+    header = json.loads(data[8:8 + n])
+    for name, array in MIXED.items():
+        start, _ = header[name]["data_offsets"]
+        assert start % array.itemsize == 0, f"{name}, {array.dtype}, begins at {start}"
+
+
+def test_write_tensors_writes_the_same_bytes_whatever_the_order(tmp_path):
+    for name, order in ("first", sorted(MIXED)), ("second", sorted(MIXED)[::-1]):
+        lesson.write_tensors(tmp_path / name, {name: MIXED[name] for name in order}, {"x": "1", "y": "2"})
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("save", [lambda folder, p: lesson.save_model(folder, p, None),
+                                  lambda folder, p: lesson.save_state(folder / "state", {"a": p.flat}, {})])
+def test_saving_copies_no_numbers(save, tmp_path):
+    p = init_parameters(Config(vocab_size=50_000, n_layer=1, n_head=2, n_embd=32))
+    tracemalloc.start()
+    save(tmp_path, p)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < p.flat.nbytes / 4, f"{peak:,} bytes for a model of {p.flat.nbytes:,}"
+
+
+def test_checksum():
+    a, b = np.float32([[1, 2, 3]]), np.array([True, False])
+    parts = [b'{"x": 1}', b'["a", "<f4", [1, 3]]', a.tobytes(), b'["b", "|b1", [2]]', b.tobytes()]
+    want = str(zlib.crc32(b"".join(parts)))
+    assert lesson.checksum({"b": b, "a": a}, {"x": 1}) == want
+    assert lesson.checksum({"a": a.T.copy().T, "b": b}, {"x": 1}) == want, "it depends on the memory order"
+    others = [({"b": a, "a": b}, {"x": 1}), ({"a": a, "c": b}, {"x": 1}), ({"a": a}, {"x": 1}),
+              ({"a": a.T, "b": b}, {"x": 1}), ({"a": a.view(np.int32), "b": b}, {"x": 1}),
+              ({"a": -a, "b": b}, {"x": 1}), ({"a": a, "b": b}, {"x": 2})]
+    assert want not in {lesson.checksum(*other) for other in others}
 
 
 # ---- the model folder
@@ -319,7 +391,7 @@ def test_save_model_stores_gpt2_names_and_float32(tmp_path):
     lesson.save_model(tmp_path, p, None)
     data = (tmp_path / "model.safetensors").read_bytes()
     header = json.loads(data[8:8 + struct.unpack("<Q", data[:8])[0]])
-    assert header["__metadata__"] == {"format": "pt"}, "transformers refuses a file without this"
+    assert header["__metadata__"]["format"] == "pt", "transformers refuses a file without this"
     assert header["h.1.attn.c_attn.weight"]["shape"] == [8, 24] and header["wpe.weight"]["shape"] == [6, 8]
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}
     assert not any("lm_head" in name for name in header), "the head is wte.weight"
@@ -337,6 +409,13 @@ def test_save_model_writes_the_numbers_last(tmp_path, monkeypatch):
     lesson.save_model(tmp_path, model(), char_tokenizer("abc"))
     assert sorted(names) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert names[-1] == "model.safetensors", "a crash before it leaves a folder that is no model yet"
+
+
+def test_save_model_twice_writes_the_same_bytes(tmp_path):
+    for name in "first", "second":
+        lesson.save_model(tmp_path / name, model(40), char_tokenizer(TEXT))
+    for name in "model.safetensors", "config.json", "tokenizer.json":
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
 def test_save_model_where_a_file_stands(tmp_path):
@@ -411,9 +490,16 @@ def test_tensor_by_hand(tmp_path):
     (tmp_path / "file").write_bytes(file_bytes({
         "other": ("F32", (1,), bytes(4)), "a": ("F32", (2, 3), a.tobytes()),
         "half": ("BF16", (4,), half.tobytes())}))
-    assert_close(lesson.tensor_by_hand(tmp_path / "file", "a"), a, "a", 0, 0)
-    got = lesson.tensor_by_hand(tmp_path / "file", "half")
+    assert_close(gpt2_folder.tensor_by_hand(tmp_path / "file", "a"), a, "a", 0, 0)
+    got = gpt2_folder.tensor_by_hand(tmp_path / "file", "half")
     assert got.dtype == np.float32 and got.tolist() == [1, -2.5, np.inf, 0]
+
+
+@pytest.mark.filterwarnings("error")  # a warning would be a second line
+def test_load_model_refuses_a_number_that_float32_cannot_hold(tmp_path):
+    huge = np.full(8, 1e300)
+    tensors = tensors_of(model()) | {"ln_f.bias": ("F64", (8,), huge.tobytes())}
+    refused(lesson.load_model, foreign(tmp_path, tensors), says="infinity")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -448,7 +534,9 @@ def test_load_model_with_a_narrower_mlp(tmp_path):
     lesson.load_model(tmp_path)
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[1, 2]", b"17", b"\xff\xfe\xfd", b'{"vocab_size": 13}'])
+@pytest.mark.parametrize("text", [
+    b"", b"{", b"[1, 2]", b"17", b"\xff\xfe\xfd", b'{"vocab_size": 13}', b"[" * 100_000, b'{"a":' * 100_000,
+    b'{"vocab_size": ' + b"4" * 5000 + b"}"], ids=lambda text: repr(text[:12]))
 def test_load_model_with_a_damaged_config(tmp_path, text):
     foreign(tmp_path, tensors_of(model()))
     (tmp_path / "config.json").write_bytes(text)
@@ -465,6 +553,71 @@ def test_load_model_where_there_is_none(tmp_path):
     refused(lesson.load_model, tmp_path, says="model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     refused(lesson.load_model, tmp_path, says="model.safetensors")
+
+
+def test_messages_stay_on_one_line_whatever_stands_in_the_file(tmp_path):
+    odd = "a\nb\x1b[2J\u2028" * 1000
+    for tensors, config in ({odd: ("F32", (1,), bytes(4))}, {}), (tensors_of(model()), {"model_type": odd}):
+        with pytest.raises(InputError) as caught:
+            lesson.load_model(foreign(tmp_path, tensors, **config))
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 1000 + len(str(tmp_path))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
+def test_load_model_does_not_wait_for_what_is_no_file(tmp_path):
+    for name in "config.json", "model.safetensors", "tokenizer.json":
+        for make in (os.mkfifo, lambda path: path.symlink_to(path.name),
+                     lambda path: path.symlink_to("/dev/zero")):
+            lesson.save_model(tmp_path, model(40), char_tokenizer(TEXT))
+            (tmp_path / name).unlink()
+            make(tmp_path / name)
+            refused(lesson.load_model, tmp_path, says=str(tmp_path))
+            (tmp_path / name).unlink()
+
+
+def test_load_model_notices_a_changed_bit_in_any_byte_of_our_files(tmp_path):
+    """Or it does not matter: a key of config.json that nobody reads, the name of the checksum."""
+    tokenizer = char_tokenizer("to be")
+    p = init_parameters(Config(tokenizer.vocab_size, block_size=2, n_layer=1, n_head=2, n_embd=4))
+    for name in "model.safetensors", "config.json", "tokenizer.json":
+        lesson.save_model(tmp_path, p, tokenizer)
+        data, unnoticed = (tmp_path / name).read_bytes(), 0
+        for i in range(0, len(data), 13):
+            changed = bytearray(data)
+            changed[i] ^= 1 << i // 13 % 8
+            (tmp_path / name).write_bytes(changed)
+            try:
+                q, loaded = lesson.load_model(tmp_path)
+            except InputError:
+                continue
+            unnoticed += 1
+            same_views(p, q)
+            assert q.config == p.config and loaded.tokens == tokenizer.tokens
+        assert unnoticed < len(data) / 26, f"{name}: {unnoticed} of {len(data) / 13:.0f} bits went unnoticed"
+
+
+def test_load_model_refuses_other_sizes_than_ours_were_saved_with(tmp_path):
+    lesson.save_model(tmp_path, model(), None)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"n_head": 4}))  # every shape still fits
+    refused(lesson.load_model, tmp_path, says=["config.json", "checksum"])
+    (tmp_path / "config.json").write_text(json.dumps(config | {"author": "somebody"}))
+    same_views(model(), lesson.load_model(tmp_path)[0])
+
+
+def test_load_model_refuses_another_tokenizer_with_as_many_tokens(tmp_path):
+    lesson.save_model(tmp_path, model(40), char_tokenizer(TEXT))
+    file = tmp_path / "tokenizer.json"
+    save_tokenizer(char_tokenizer(TEXT.replace("q", "z")), file)
+    refused(lesson.load_model, tmp_path, says=[str(file), "saved with"])
+    save_tokenizer(char_tokenizer(TEXT), file)
+    stored = json.loads(file.read_text("utf-8"))
+    del stored["model"]["crc32"]
+    file.write_text(json.dumps(stored, indent=4), "utf-8")  # the same one, as another program writes it
+    assert lesson.load_model(tmp_path)[1].tokens == char_tokenizer(TEXT).tokens
+    lesson.save_model(tmp_path, model(40), None)
+    save_tokenizer(char_tokenizer(TEXT), file)
+    assert lesson.load_model(tmp_path)[1].tokens == char_tokenizer(TEXT).tokens, "saved without: any may come"
 
 
 def test_load_model_with_another_models_tokenizer(tmp_path):
