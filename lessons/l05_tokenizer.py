@@ -20,6 +20,7 @@ import numpy as np
 import regex
 
 from kernels.cpu.tokenizer import BYTES, EDGE, apply_merges, learn_merges, merge_table
+from kernels.cpu.words import number_words
 from lessons.errors import InputError
 from lessons.texts import read_text
 
@@ -38,7 +39,7 @@ def clean(text):
     'Café & bar:\n1 < 2'
     """
     for pattern, new in ((r"(?i)</?(br|p|div|li|tr|h\d)\b[^<>]*>|\r\n|[\r\v\f\x85\u2028\u2029]", "\n"),
-                         (r"<!--(?s:.*?)-->|</?[A-Za-z][^<>]*>", ""),
+                         (r"<!--(?s:(?!<!--).)*?-->|</?[A-Za-z][^<>]*>", ""),
                          (r"&#?\w+;", lambda it: html.unescape(it[0])),  # after the tags: &lt;b> stays
                          (r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\ufeff\ud800-\udfff]", ""),
                          (r"[^\S\n]+", " "), (r" ?\n ?", "\n"), (r"\n{3,}", "\n\n")):
@@ -140,9 +141,8 @@ def char_tokenizer(text, special_tokens=()):
 
 
 def train_bpe(text, vocab_size, special_tokens=()):
-    """The merges of learn, found by the kernel, which updates its counts and need not count anew: 4,096
-    tokens of Shakespeare take it a blink, and learn two minutes. vocab_size counts bytes and special tokens
-    too (InputError if they have no room). When no pair occurs twice any more, the vocabulary stays smaller.
+    """learn's merges, found by a kernel that updates its counts and need not count anew. vocab_size counts
+    bytes and special tokens too (InputError: no room for them); a text that repeats little gives fewer.
     >>> tokenizer = train_bpe("hug hug hugs", 1000)
     >>> [tokenizer.token_bytes(id) for id in tokenizer.encode("a hug")], tokenizer.vocab_size
     ([b'a', b' hug'], 259)
@@ -154,10 +154,9 @@ def train_bpe(text, vocab_size, special_tokens=()):
 
 
 def byte_words(text):  # str -> (N,) int32, (W,) int32
-    """The different words of text as ids of bytes, EDGE around each; and the order in which text has them."""
-    seen = {}
-    order = np.array([seen.setdefault(word, len(seen)) for word in WORDS.findall(text)], np.int32)
-    return ID_OF_BYTE[np.frombuffer(b"\xff".join([b"", *map(str.encode, seen), b""]), np.uint8)], order
+    """The different words of text, cut as WORDS does, as ids of bytes with EDGE around each; their order."""
+    words, order = number_words(text)
+    return ID_OF_BYTE[np.frombuffer(b"\xff".join([b"", *map(str.encode, words), b""]), np.uint8)], order
 
 
 def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (B, T) int32, (B, T) bool
@@ -193,8 +192,9 @@ def main():
     bpe = Tokenizer("bpe", merges, ())
     for m in 0, 1, 2, 3, 10, 100, 1000, 3000:
         print(f"{m + 1:6}. {bpe.decode(merges[m, :1])!r} + {bpe.decode(merges[m, 1:])!r}, {found[m]:,} times")
-    sentence = "O Romeo, wherefore art thou Romeo? 羅!"
-    for t in char_tokenizer(text + "羅"), train_bpe(text, 512), bpe, gpt2_tokenizer():
-        size = f"{len(set(text))} and 羅" if t.kind == "char" else f"{t.vocab_size:9}"
+    print("tokens in 10,000 characters of Shakespeare, and in a sentence (char was told of 子曰, too):")
+    sentence, analects = "O Romeo, wherefore art thou Romeo? 子曰!", train_bpe(read_text("lunyu"), 4096)
+    for name, t in (("Shakespeare", char_tokenizer(text + "子曰")), ("Shakespeare", train_bpe(text, 512)),
+                    ("Shakespeare", bpe), ("the Analects", analects), ("web pages", gpt2_tokenizer())):
         pieces = b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace")
-        print(f"{t.kind:4} of {size}: {len(t.encode(text[:10_000])):6} per 10,000 characters  {pieces}")
+        print(f"  {t.kind:4} of {t.vocab_size:5} from {name:12} {len(t.encode(text[:10_000])):6}  {pieces}")

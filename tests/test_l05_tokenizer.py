@@ -1,6 +1,9 @@
 """Lesson 5's tests. The oracles: a textbook trainer of ten lines, tiktoken, and what the tokenizers library
 learned (goldens/bpe_merges.json). None of them uses the lesson."""
 import json
+import os
+import time
+import tracemalloc
 import unicodedata
 from collections import Counter
 from itertools import pairwise
@@ -14,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernels.cpu import tokenizer as cpu
+from kernels.cpu.words import number_words
 from lessons import l05_tokenizer as lesson
 from lessons import tokenizer_json
 from lessons.errors import InputError
@@ -159,6 +163,49 @@ def test_learn_and_encode_word_equal_the_kernel_on_any_text(text, n, other):
     equals_the_kernel(text, n, other)
 
 
+# -------- words
+
+
+def numbered(text):
+    """What number_words must give: the pattern's words, and a dict that numbers them."""
+    numbers = {}
+    order = [numbers.setdefault(word, len(numbers)) for word in regex.findall(PATTERN, text)]
+    return [*numbers], order
+
+
+def assert_numbered(text):
+    words, order = number_words(text)
+    want, want_order = numbered(text)
+    wrong = [(got, word) for got, word in zip(words, want) if got != word] or (len(words), len(want))
+    assert words == want, f"got and want: {ascii(wrong)[:300]}"
+    assert order.dtype == np.int32 and order.tolist() == want_order
+
+
+@pytest.mark.parametrize("text", [
+    "", "a", " ", "\n", "'", "a b a", "don't we'll I'M they're I've o'clock 'tis ''s ' s 's's", "'l'v'r'",
+    "x'", "x'l", "a  b   c", "a\n\nb", "a \n b", "a\u3000b\u3000\u3000c", " ! ?? .a1b2", "  ", "a ", "a  ",
+    "\x00a\x00\x00", MIXED], ids=ascii)
+def test_number_words_cuts_as_the_pattern_does(text):
+    assert_numbered(text)
+
+
+def test_number_words_knows_every_character():
+    """Each between a letter and a number, and beside a space: a letter joins the one, a number the other.
+    Left out are the planes that Unicode has not begun to fill, or has for private use."""
+    codes = [*range(0xD800), *range(0xE000, 0x34000), *range(0xE0000, 0xE0200)]
+    assert_numbered("".join(f"a{chr(c)}1 {chr(c)}." for c in codes))
+
+
+def test_number_words_of_a_hundred_thousand_different_words():
+    assert_numbered(" ".join(f"{n:x}" for n in range(100_000)) * 2)
+
+
+@few
+@given(any_text | little_text | st.text("'sdmtlver ", max_size=40))
+def test_number_words_cuts_as_the_pattern_does_on_any_text(text):
+    assert_numbered(text)
+
+
 # -------- training
 
 
@@ -248,6 +295,29 @@ def test_train_bpe_takes_a_large_vocabulary():
     text = " ".join(f"{n:x}" for n in range(5_000)) * 2
     tokenizer = lesson.train_bpe(text, 50_000)  # a table of 50,000 x 50,000 would need 10 GB
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_train_bpe_takes_no_memory_for_tokens_that_a_text_cannot_give():
+    assert lesson.train_bpe("hug hug hugs", 10**15).vocab_size == 259
+
+
+def test_half_a_surrogate_pair_is_not_learned():
+    for make in (lambda: lesson.train_bpe("a\ud800", 300), lambda: lesson.char_tokenizer("a\ud800"),
+                 lambda: lesson.train_bpe("a", 300, ["<\ud800>"])):
+        with pytest.raises(ValueError, match=r"ud800.* not allowed") as error:
+            make()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lunyu", "tang"])
+def test_train_bpe_learns_chinese_words(name):
+    """Chinese puts no space between words: what the pattern cuts is all that stands between two commas."""
+    text = (DATA / f"{name}.txt").read_text("utf-8")
+    tokenizer = lesson.train_bpe(text, 4096)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text and len(ids) < len(text)
+    assert ids.tolist() == as_tiktoken(tokenizer).encode_ordinary(text)
+    assert {"lunyu": "子曰", "tang": "不見"}[name].encode() in tokenizer.tokens
 
 
 def test_learn_merges_counts_a_word_as_often_as_it_occurs():
@@ -456,25 +526,61 @@ def test_load_tokenizer_reads_gpt2s_own_file(tmp_path):
     assert tokenizer.encode("Hello, world!<|endoftext|>", True).tolist() == [15496, 11, 995, 0, 50256]
 
 
-@pytest.mark.parametrize("change", [
-    {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}},
-    {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
-    {"model": {"type": "BPE", "vocab": {"a": 700, "b": 1}, "merges": [["a", "b"]]}},
-    {"model": {"type": "WordLevel", "vocab": {"the": 0}, "unk_token": "the"}},
-    {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}},
-    {"model": None}, {"added_tokens": [{}]}, {"added_tokens": [{"content": "<|x|>", "id": 7}]},
-    {"pre_tokenizer": None}, {"pre_tokenizer": {"type": "Whitespace"}},
-    {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}},
-    {"normalizer": {"type": "Lowercase"}}])
-def test_load_tokenizer_refuses_a_tokenizer_that_would_give_other_ids(tmp_path, change):
+HUG = {"type": "BPE", "vocab": {symbol: id for id, symbol in enumerate([*symbols().values(), "hu", "hug"])},
+       "merges": [["h", "u"], ["hu", "g"]]}
+LETTERS = {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "?"}, "pre_tokenizer": {
+    "type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}}
+SPACES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+END = {"content": "<|end|>", "id": 258}
+
+
+def write_json(path, change, model=HUG):
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    path.write_text(json.dumps({"added_tokens": [], "normalizer": None, "pre_tokenizer": cut, "decoder": cut,
+                                "model": model} | change))
+    return path
+
+
+def test_load_tokenizer_reads_a_file_without_a_checksum(tmp_path):
     path = tmp_path / "tokenizer.json"
-    tokenizer_json.save_tokenizer(lesson.train_bpe("hug hug", 300), path)
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
-    refuses(path)
+    for change in {}, {"added_tokens": [END]}, {"model": HUG | {"dropout": None, "end_of_word_suffix": ""}}:
+        assert tokenizer_json.load_tokenizer(write_json(path, change)).tokens[256:258] == [b"hu", b"hug"]
+    assert tokenizer_json.load_tokenizer(write_json(path, LETTERS)).tokens == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("change", [
+    {"model": HUG | {"vocab": {"h": 0, "u": 1, "hu": 2}}},
+    {"model": HUG | {"vocab": {"h": 0}}},
+    {"model": HUG | {"vocab": HUG["vocab"] | {"hug": 700}}},
+    {"model": HUG | {"vocab": HUG["vocab"] | {"hug": 10**20}}},
+    {"model": HUG | {"vocab": HUG["vocab"] | {"hug": 1e999}}},
+    {"model": HUG | {"vocab": HUG["vocab"] | {"!": 1, '"': 0}}},
+    {"model": HUG | {"vocab": HUG["vocab"] | {"hu": 257, "hug": 256}}},
+    {"model": HUG | {"merges": [["h", "u"]]}}, {"model": HUG | {"merges": [["h", "u"], ["h", "ug"]]}},
+    {"model": HUG | {"merges": [["hu", "g"], ["h", "u"]]}}, {"model": HUG | {"merges": ["h u", "hu  g x"]}},
+    {"model": HUG | {"type": "Unigram"}}, {"model": HUG | {"dropout": 0.1}},
+    {"model": HUG | {"ignore_merges": True}}, {"model": HUG | {"end_of_word_suffix": "</w>"}},
+    {"model": {"type": "WordLevel", "vocab": {"the": 0}, "unk_token": "the"}},
+    LETTERS | {"model": {"type": "WordLevel", "vocab": {"a": 0, "the": 1}, "unk_token": "a"}},
+    LETTERS | {"model": {"type": "WordLevel", "vocab": {"a": 0, "\ud800": 1}, "unk_token": "a"}},
+    {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}},
+    {"model": None}, {"added_tokens": [{}]}, {"added_tokens": [END | {"id": 259}]},
+    {"added_tokens": [END, END | {"id": 259}]}, {"added_tokens": [{"a\nb\x1b[2J\u2028" * 1000: 1}]},
+    {"added_tokens": [END | {"content": "a\n\x1b[2J" * 1000}, END | {"content": ""}]},
+    {"model": HUG | {"merges": [["a\nb\x1b" * 1000, "u"], ["hu", "g"]]}},
+    {"added_tokens": [END | {"content": "hug", "id": 257}]},
+    {"added_tokens": [END | {"lstrip": True}]}, {"added_tokens": [END | {"single_word": True}]},
+    {"pre_tokenizer": None}, {"pre_tokenizer": {"type": "Whitespace"}}, {"pre_tokenizer": SPACES},
+    {"post_processor": {"type": "TemplateProcessing"}}, {"truncation": {"max_length": 8}},
+    {"normalizer": {"type": "Lowercase"}}], ids=lambda change: ascii(change)[-50:])
+def test_load_tokenizer_refuses_a_tokenizer_that_would_give_other_ids(tmp_path, change):
+    refuses(write_json(tmp_path / "tokenizer.json", change))
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b"7", b"{}", b'"model"', b"\xff\xfe\x00", b'{"model": []}'])
+    b"", b"{", b"[]", b"null", b"7", b"{}", b'"model"', b"\xff\xfe\x00", b'{"model": []}',
+    b"\x80" * 100_000, b"[" * 100_000, b'{"model":' * 100_000, b'{"model": ' + b"9" * 100_000 + b"}"],
+    ids=lambda raw: repr(raw[:12]))
 def test_load_tokenizer_refuses_another_file(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     refuses(tmp_path / "tokenizer.json")
@@ -482,10 +588,44 @@ def test_load_tokenizer_refuses_another_file(tmp_path, content):
     refuses(tmp_path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_load_tokenizer_does_not_wait_for_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "ring").symlink_to("ring")
+    for name in "pipe", "zeros", "ring":
+        refuses(tmp_path / name)
+
+
+def test_load_tokenizer_takes_no_memory_for_merges_that_double_a_token(tmp_path):
+    """Each merge joins the last token to itself: 2^27 bytes after 27, and 2^50 after 50."""
+    names = [f"x{m}" for m in range(27)]
+    liar = {"vocab": HUG["vocab"] | {name: 256 + m for m, name in enumerate(names)},
+            "merges": [["!", "!"], *([name, name] for name in names[:-1])]}
+    path = write_json(tmp_path / "tokenizer.json", {}, liar)
+    tracemalloc.start()
+    refuses(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10e6, f"{peak:,} bytes for a file of {path.stat().st_size:,}"
+
+
+def test_load_tokenizer_sees_that_one_letter_is_another(tmp_path):
+    """Without a checksum an alphabet of a and b is as good as one of a and c."""
+    path = tmp_path / "tokenizer.json"
+    for tokenizer, old, new in ((lesson.char_tokenizer("ab"), '"b": 1', '"c": 1'),
+                                (lesson.train_bpe("hug hug", 260, ["<|end|>"]), "<|end|>", "<|enD|>")):
+        tokenizer_json.save_tokenizer(tokenizer, path)
+        assert old in path.read_text("utf-8")
+        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+        refuses(path)
+
+
 def refuses(path):
-    with pytest.raises(ValueError, match="is not a tokenizer.json") as error:
+    with pytest.raises(InputError, match="is not a tokenizer.json") as error:
         tokenizer_json.load_tokenizer(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    said = str(error.value)
+    assert str(path) in said and said.isprintable() and len(said) < 300 + len(str(path)), said
 
 
 # -------- padding
@@ -547,10 +687,17 @@ def test_pad_refuses_a_third_side():
     ("  a\t\tb \u00a0\u3000 c  \n  d  ", "a b c\nd"),
     ("a\n\n\n \n\nb", "a\n\nb"),
     ("\ud800x", "x"),  # half of a surrogate pair cannot be written as UTF-8
+    ("a<!-- b <c> \n -->d<!---->e <!-- f", "ade <!-- f"),  # a comment that never ends is text
     ("x<y>z", "xz"),  # a limit: y is taken for a tag
     ("<|endoftext|>", "<|endoftext|>"), ("学而时习之", "学而时习之"), ("", "")])
 def test_clean(raw, want):
     assert lesson.clean(raw) == want
+
+
+def test_clean_takes_no_longer_for_comments_that_never_end():
+    start = time.perf_counter()
+    assert lesson.clean("<!-- " * 60_000) == ("<!-- " * 60_000).strip()
+    assert time.perf_counter() - start < 5, "from each on, the whole rest was searched for its end"
 
 
 @few

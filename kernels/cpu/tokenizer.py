@@ -21,6 +21,7 @@ EDGE, GONE, NONE = -1, -2, -1  # between words; swallowed by the token on its le
 def learn_merges(words, order, n):  # (N,) int32, (W,) int32 -> (m, 2) int32, (m,) int64
     """The ids that each merge joins, and how often the pair occurred then. m is n, or less if no pair occurs
     twice any more."""
+    n = min(n, words.size)  # every merge leaves a token less
     weights = np.append(np.bincount(order), 0)[np.cumsum(words == EDGE) - 1]  # how often its word occurs
     merges, merged, P = np.empty((n, 2), np.int32), np.empty(n, np.int64), 3 * words.size
     count, key, shown, heap = (np.zeros(P, t) for t in (np.int64, np.int64, np.int64, np.int32))
@@ -56,6 +57,8 @@ def lists(N, pairs):
 @kernel
 def learn(tokens, weights, merges, merged, left, right, pair, first, last, place, link,
           count, key, shown, heap, seen, met):  # -> the number of merges
+    """count, key, shown: of each pair, how often it occurs, its two ids, and what count was when it took its
+    place in the heap. seen[a, b]: the pair of two bytes. met[side, c]: the last of c and a new token."""
     pairs = entries = i64(0)  # always int64: each other type would compile the small functions again
     for i in range(tokens.size - 1):
         a, b = tokens[i], tokens[i + 1]

@@ -6,8 +6,8 @@ import importlib.util
 from tests.benchmarks.configs import CONFIGS
 from tests.benchmarks.report import machine
 
-SUBJECTS = ["training", "limit", "startup", "memory", "gradients"]
-NEED_TORCH = {"training", "gradients"}
+SUBJECTS = ["training", "limit", "generation", "mlm", "tokenizer", "startup", "memory", "gradients"]
+NEED_TORCH = {"training", "generation", "mlm", "gradients"}
 
 
 def main():
