@@ -7,12 +7,17 @@ that read one half each need half of it.
 
 B texts, T tokens, C channels, V vocabulary, L layers.
 """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from lessons import devices
 from lessons.errors import InputError
 from lessons.l16_gpt import gpt_forward
 from lessons.parameters import Parameters
+
+PIECE = 32  # tokens that are worth a thread
 
 
 class KVCache:
@@ -31,19 +36,39 @@ class KVCache:
         self.kv, self.tokens = self.kv[:, rows], self.tokens[rows]
 
 
-def cached_forward(ops, p, tokens, start, kv):  # (B, T), int, (L, B, block_size, 2C) -> (B, T, V)
+def cached_forward(ops, p, tokens, start, kv, threads=1):  # (B, T), int, (L, B, block_size, 2C) -> (B, T, V)
     """gpt_forward for tokens that stand behind `start` others, whose keys and values are in kv. A query meets
-    those and its own: the full forward computes the same, as no token has a say in what stands before it."""
-    C, end = p.config.n_embd, start + tokens.shape[1]
+    those and its own: the full forward computes the same, as no token has a say in what stands before it.
 
-    def attention(qkv, layer):  # (B, T, 3C) -> (B, T, C)
-        kv[layer, :, start:end] = qkv[..., C:]
-        return ops.cross_attention_forward(qkv[..., :C], kv[layer, :, :end], p.config.n_head, causal=True)
+    With threads, each takes a piece of the tokens, and in each layer waits for the keys of earlier pieces.
+    The caller has limited BLAS to one thread.
+    """
+    C, ends = p.config.n_embd, [tokens.shape[1] * i // threads for i in range(threads + 1)]
+    ready = [[threading.Event() for _ in p.blocks] for _ in range(threads)]
 
-    return gpt_forward(ops, p, tokens, start, attention)[0]
+    def forward(i):
+        begin, end = start + ends[i], start + ends[i + 1]
+
+        def attention(qkv, layer):  # (B, T, 3C) -> (B, T, C)
+            kv[layer, :, begin:end] = qkv[..., C:]
+            ready[i][layer].set()
+            for earlier in ready[:i]:
+                earlier[layer].wait()
+            return ops.cross_attention_forward(qkv[..., :C], kv[layer, :, :end], p.config.n_head, causal=True)
+
+        try:
+            return gpt_forward(ops, p, tokens[:, ends[i]:ends[i + 1]], begin, attention)[0]
+        finally:
+            for event in ready[i]:
+                event.set()  # after an error too: nobody shall wait forever
+
+    if threads == 1:
+        return forward(0)
+    with ThreadPoolExecutor(threads) as pool:
+        return np.concatenate(list(pool.map(forward, range(threads))), axis=1)
 
 
-def read(ops, p, tokens, kv_cache):  # (B, T) -> (B, T, V), of a prompt longer than the block its end
+def read(ops, p, tokens, kv_cache, threads=1):  # (B, T) -> (B, T, V), of too long a prompt for its end
     """Put the tokens after those in the KV cache; return the logits of what follows each.
 
     When the block is full, its last half and the new tokens are read again, from position 0 on. To drop the
@@ -55,7 +80,8 @@ def read(ops, p, tokens, kv_cache):  # (B, T) -> (B, T, V), of a prompt longer t
     if kv_cache.length + tokens.shape[1] > block:
         half = kv_cache.tokens[:, max(kv_cache.length - block // 2, 0):kv_cache.length]
         tokens, kv_cache.length = np.concatenate([half, tokens], axis=1)[:, -block:], 0
-    logits = cached_forward(ops, p, tokens, kv_cache.length, kv_cache.kv)
+    threads = max(1, min(threads, tokens.shape[1] // PIECE))
+    logits = cached_forward(ops, p, tokens, kv_cache.length, kv_cache.kv, threads)
     return kept(tokens, logits, kv_cache)
 
 
@@ -106,5 +132,5 @@ def write(ops, p, weights, token, kv_cache, threads=1):  # int -> (V,)
     """read, for one token of one text: by decode, unless the block is full."""
     tokens = np.array([[token]])
     if kv_cache.length == p.config.block_size:
-        return read(ops, p, tokens, kv_cache)[0, -1]
+        return read(ops, p, tokens, kv_cache, threads)[0, -1]
     return kept(tokens, ops.decode(weights, token, kv_cache.length, kv_cache.kv[:, 0], threads), kv_cache)

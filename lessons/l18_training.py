@@ -6,7 +6,8 @@
 Every core runs forward and backward on its share of the rows, in a thread of its own with its own gradient
 buffer. NumPy and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds
 up its slice of the gradients and updates its slice of the parameters. Between machines this is called data
-parallelism; here it is the same thing inside one process.
+parallelism; here it is the same thing inside one process. Where memory is short, a thread computes its share
+in parts, one after the other: the gradient of a sum is the sum of the gradients.
 
 B rows of a batch, T positions, R threads, n parameters. Losses are in nats a token; what can be compared
 between tokenizers is bits a character.
@@ -14,7 +15,6 @@ between tokenizers is bits a character.
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -25,30 +25,7 @@ from lessons.l08_losses import IGNORE
 from lessons.l10_optimizers import clip_scale, warmup_linear
 from lessons.l16_gpt import gpt_backward, gpt_forward
 from lessons.parameters import Config, Parameters, aligned_zeros, init_parameters, part_of
-
-
-class Recipe(NamedTuple):
-    """How one optimizer is used. The rate rises over `warmup` steps to lr and falls in a line to 0."""
-
-    lr: float
-    batch: int  # rows
-    steps: int
-    warmup: int
-    weight_decay: float = 0.0
-
-
-RECIPES = {
-    "muon": Recipe(lr=0.02, batch=16, steps=3400, warmup=50, weight_decay=0.1),
-    "adamw": Recipe(lr=0.004, batch=12, steps=4800, warmup=200, weight_decay=0.1),
-    "sgd": Recipe(lr=0.1, batch=12, steps=4800, warmup=200),
-}
-PARTS = {  # optimizer -> for each part of the parameters: the operation, its share of lr and of weight_decay
-    "muon": {"tables": ("adamw", 0.2, 0), "matrices": ("muon", 1, 1), "vectors": ("adamw", 0.2, 0)},
-    "adamw": {"tables": ("adamw", 1, 1), "matrices": ("adamw", 1, 1), "vectors": ("adamw", 1, 0)},
-    "sgd": {"tables": ("sgd", 1, 1), "matrices": ("sgd", 1, 1), "vectors": ("sgd", 1, 0)},
-}
-CLIP = 1.0  # the largest norm of a gradient
-BETAS, EPS, MOMENTUM = (0.9, 0.99), 1e-8, {"muon": 0.95, "sgd": 0.9}
+from lessons.recipes import BETAS, CLIP, EPS, MOMENTUM, PARTS, RECIPES
 
 
 class Diverged(Exception):
@@ -79,7 +56,7 @@ def share(start, stop, i, parts):
 
 
 def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> their part of the mean loss
-    """Writes its gradient into g. total: the number of targets in the whole batch."""
+    """Writes its gradient into g. total: the number of targets that count in the whole batch."""
     X, Y = batch
     logits, cache = gpt_forward(ops, p, X, dropout=dropout, seed=seed)
     loss, dlogits = ops.cross_entropy(logits, Y, total)
@@ -90,8 +67,8 @@ def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> t
 class Trainer:
     """A model, its optimizer's memory, and the threads that train it.
 
-    gradient: of what model and loss. accumulate: each thread computes its rows in so many parts, one after
-    the other, which takes less memory. dropout: the rate; which numbers fall depends on seed and step.
+    gradient: gpt_gradient, or the same for another model and loss. accumulate: every thread computes its rows
+    in so many parts, one after the other, so that activations of a part only take memory. dropout: its rate.
     """
 
     def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0, gradient=gpt_gradient,
@@ -116,7 +93,8 @@ class Trainer:
     def step(self, *batch):  # arrays with B rows -> loss in nats a target, norm of its gradient, not clipped
         """One update of all parameters. The second array has the targets: X (B, T), Y (B, T) for a GPT.
         Diverged, with nothing changed, if loss or norm is not finite."""
-        loss = sum(self.together(lambda i: self.loss_and_gradient(batch, i)))
+        total = np.count_nonzero(batch[1] != IGNORE)
+        loss = sum(self.together(lambda i: self.loss_and_gradient(batch, total, i)))
         norm = math.sqrt(sum(self.together(self.add_gradients)))
         if not math.isfinite(loss + norm):
             raise Diverged(f"step {self.steps + 1}: the loss is {loss}, the norm of its gradient {norm}")
@@ -124,15 +102,17 @@ class Trainer:
         self.together(lambda i: self.update(i, clip_scale(norm, CLIP)))
         return loss, norm
 
-    def loss_and_gradient(self, batch, i):
-        """The i-th share of the rows: its part of the mean loss, and its gradient in the i-th buffer."""
-        mine, loss = share(0, len(batch[0]), i, self.threads), 0.0
-        total = np.count_nonzero(batch[1] != IGNORE)
-        parts = max(1, min(self.accumulate, mine.stop - mine.start))
+    def loss_and_gradient(self, batch, total, i):
+        """The i-th share of the rows, part by part: its part of the mean loss; its gradient in buffer i."""
+        mine, loss, seed = share(0, len(batch[0]), i, self.threads), 0.0, 0
+        parts = min(self.accumulate, mine.stop - mine.start)
+        if parts == 0:  # more threads than rows
+            self.grads[i].flat[:] = 0
         for k in range(parts):
-            rows, g = share(mine.start, mine.stop, k, parts), self.spare[i] if k else self.grads[i]
-            seed = int(np.random.SeedSequence((self.seed, self.steps, i, k)).generate_state(1)[0])
-            loss += self.gradient(self.ops, self.p, [x[rows] for x in batch], total, g, self.dropout, seed)
+            part, g = share(mine.start, mine.stop, k, parts), self.spare[i] if k else self.grads[i]
+            if self.dropout:  # others fall in every step, thread and part, and the same in a resumed run
+                seed = int(np.random.SeedSequence((self.seed, self.steps, i, k)).generate_state(1)[0])
+            loss += self.gradient(self.ops, self.p, [x[part] for x in batch], total, g, self.dropout, seed)
             if k:
                 self.grads[i].flat += g.flat
         return loss
@@ -170,20 +150,6 @@ class Trainer:
             array[:] = arrays[name]
         self.steps = steps
 
-    def evaluate(self, tokens):  # (n,) -> mean loss of tokens[1:] in nats
-        """In non-overlapping blocks; what is left at the end is a shorter one, so every token counts once."""
-        T, inputs, targets = self.p.config.block_size, tokens[:-1], tokens[1:]
-        whole = len(inputs) // T * T
-        X, Y = inputs[:whole].reshape(-1, T), targets[:whole].reshape(-1, T)
-        batches = [(X[i:i + 8], Y[i:i + 8]) for i in range(0, len(X), 8)]
-        if whole < len(inputs):
-            batches.append((inputs[None, whole:], targets[None, whole:]))
-
-        def nats(batch):  # a sum: cross_entropy divides by 1
-            return self.ops.cross_entropy(gpt_forward(self.ops, self.p, batch[0])[0], batch[1], 1)[0]
-
-        return sum(self.pool.map(nats, batches)) / len(targets)
-
 
 def block_matrices(p):
     """Their names, sorted by Muon's work (size times small side): every R-th is a fair share of it."""
@@ -196,6 +162,21 @@ def train(trainer, tokens, seed=0):
     block, recipe = trainer.p.config.block_size, trainer.recipe
     while trainer.steps < recipe.steps:
         yield trainer.step(*rows(tokens, recipe.batch, block, seed, trainer.steps + 1))
+
+
+def evaluate(trainer, tokens):  # (n,) -> the GPT's mean loss of tokens[1:] in nats
+    """In non-overlapping blocks; what is left at the end is a shorter one, so every token counts once."""
+    T, inputs, targets = trainer.p.config.block_size, tokens[:-1], tokens[1:]
+    whole = len(inputs) // T * T
+    X, Y = inputs[:whole].reshape(-1, T), targets[:whole].reshape(-1, T)
+    batches = [(X[i:i + 8], Y[i:i + 8]) for i in range(0, len(X), 8)]
+    if whole < len(inputs):
+        batches.append((inputs[None, whole:], targets[None, whole:]))
+
+    def nats(batch):  # a sum: cross_entropy divides by 1
+        return trainer.ops.cross_entropy(gpt_forward(trainer.ops, trainer.p, batch[0])[0], batch[1], 1)[0]
+
+    return sum(trainer.pool.map(nats, batches)) / len(targets)
 
 
 def quick_model(text, steps=100):  # -> (Parameters, tokenizer)

@@ -73,7 +73,7 @@ def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, 
     p = rounded(p) if int8 else p
     weights, kv_cache, rng = ops.decode_weights(p, int8), KVCache(p.config, 1, p.flat.dtype), \
         np.random.default_rng(seed)
-    logits = read(ops, p, np.asarray(prompt)[None], kv_cache)[0, -1]
+    logits = read(ops, p, np.asarray(prompt)[None], kv_cache, threads)[0, -1]
     for left in range(n - 1, -1, -1):
         token = draw(next_token_probabilities(logits, temperature, top_k, top_p), rng)
         yield token

@@ -6,6 +6,7 @@
 """
 import contextlib
 import csv
+import math
 import os
 
 try:
@@ -15,10 +16,12 @@ except ImportError:  # Windows
 
 from lessons.errors import InputError
 from lessons.l17_weights import load_state, write_atomically
+from lessons.recipes import CLIP
 
 FILES = {"model.safetensors", "config.json", "tokenizer.json", "training.safetensors", "log.csv", "loss.png"}
 COLUMNS = ["step", "tokens", "train_loss", "val_loss", "bits_per_character", "learning_rate", "grad_norm",
-           "tokens_per_second", "seconds"]
+           "tokens_per_second", "seconds"]  # two are empty where the validation text was not looked at
+HEADER = ",".join(COLUMNS)
 
 
 def new_folder(out):
@@ -48,12 +51,14 @@ def held(out):
     if fcntl is None:  # there two trainings in one folder go unnoticed
         yield
         return
-    folder = os.open(out, os.O_RDONLY)
+    folder, ours = os.open(out, os.O_RDONLY), False
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ours until it is closed or the process ends
+            ours = os.path.samestat(os.fstat(folder), os.stat(out))  # no: it was set aside a moment ago
+        if not ours:
+            raise InputError(f"another training is writing to {out}: wait for it, or choose another")
         yield
-    except BlockingIOError:
-        raise InputError(f"another training is writing to {out}: wait for it, or choose another") from None
     finally:
         os.close(folder)
 
@@ -68,20 +73,40 @@ def stopped_run(out):
 
 
 def cut_log(log, step):
-    """Forget what was logged after the checkpoint of that step: it comes again. Step 0: an empty log."""
-    lines = log.read_text().splitlines()[1:] if log.exists() else []
-    whole = [line for line in lines if line.count(",") == len(COLUMNS) - 1]  # the last may be half a line
-    kept = [line for line in whole if int(line.split(",")[0]) <= step]
-    text = "\n".join([",".join(COLUMNS), *kept]) + "\n"
-    write_atomically(log, lambda file: file.write_text(text))
+    """Forget what was logged after the checkpoint of that step: it comes again. Step 0: an empty log.
+    InputError if it holds something else than rows; only the last may be half a one."""
+    try:
+        if log.exists() and not log.is_file():
+            raise ValueError("it is no file")  # a pipe would keep us waiting
+        text = log.read_text("utf-8") if log.exists() else ""
+        header, *rows = text.splitlines() or [HEADER]
+        if rows and not (text.endswith("\n") or is_row(rows[-1])):
+            rows.pop()
+        if header != HEADER or not all(map(is_row, rows)):
+            raise ValueError("not all lines are rows of its table")
+    except (OSError, ValueError) as problem:
+        raise InputError(f"{log} is damaged ({problem}): mend it, or move it away") from None
+    kept = "\n".join([HEADER, *(row for row in rows if int(row.split(",")[0]) <= step), ""])
+    write_atomically(log, lambda file: file.write_text(kept))
+
+
+def is_row(line):
+    """Nine finite numbers, of which two may be missing."""
+    cells = line.split(",")
+    try:
+        finite = all(math.isfinite(float(cell or 0)) for cell in cells)
+    except ValueError:
+        return False
+    return finite and len(cells) == len(COLUMNS) and cells[0].isdecimal() and "" not in cells[:3] + cells[5:]
 
 
 def add_to_log(log, values):
-    """A row, onto the disk at once: the checkpoint that follows must find it there."""
-    row = ",".join(f"{value:.7g}" if isinstance(value, float) else str(value) for value in values)
+    """A row, onto the disk at once: the checkpoint that follows must find it there. None: an empty cell."""
+    cells = ["" if value is None else f"{value:.7g}" if isinstance(value, float) else str(value)
+             for value in values]
     try:
         with open(log, "a") as file:
-            file.write(row + "\n")
+            file.write(",".join(cells) + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as problem:
@@ -89,22 +114,34 @@ def add_to_log(log, values):
         raise
 
 
-def draw(out):
-    """loss.png from log.csv."""
-    from matplotlib.figure import Figure
+def read_log(out):  # -> [{column: number}, ...]; what is empty is left out
     with open(out / "log.csv") as file:
-        log = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    steps, last = [row["step"] for row in log], log[-1]
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def draw(out):
+    """loss.png from log.csv: loss, learning rate and norm of the gradient, one above the other."""
+    from matplotlib.figure import Figure
+    log = read_log(out)
+    judged, last = [row for row in log if "val_loss" in row], log[-1]
     ratio = last["bits_per_character"] / last["val_loss"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(steps, [row["train_loss"] for row in log], "o-", ms=3, color="tab:gray", label="training")
-    axes.plot(steps, [row["val_loss"] for row in log], "o-", ms=3, color="tab:blue",
-              label=f"validation, {last['bits_per_character']:.3f} bits a character at the end")
-    axes.set(xlabel=f"step ({last['tokens'] / last['step']:,.0f} tokens each)", ylabel="loss, nats a token",
-             title=f"{out.name}, {last['seconds']:.0f} seconds")
-    right = axes.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))
-    right.set_ylabel("bits a character")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    panels = loss, rate, norm = figure.subplots(3, sharex=True, height_ratios=[5, 1, 1])
+    for axes, column, rows, look in [
+            (loss, "train_loss", log, "tab:gray"), (loss, "val_loss", judged, "o-"),
+            (rate, "learning_rate", log, "tab:green"), (norm, "grad_norm", log, "tab:red")]:
+        axes.plot([row["step"] for row in rows], [row[column] for row in rows], look, ms=4)
+    loss.legend(["training", f"validation, {last['bits_per_character']:.3f} bits a character at the end"])
+    loss.set_ylabel("nats a token")
+    bits = loss.secondary_yaxis("right", functions=(lambda nats: nats * ratio, lambda bits: bits / ratio))
+    bits.set_ylabel("bits a character")
+    norm.axhline(CLIP, color="black", lw=1, ls=":")
+    norm.set_xlabel(f"step ({last['tokens'] / last['step']:,.0f} tokens each)")
+    titles = f"loss, {last['seconds']:.0f} seconds", "learning rate", f"gradient norm, clipped above {CLIP:g}"
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.01)
+    for axes in rate, norm:
+        axes.set_ylim(0, None)
     figure.savefig(out / "loss.png", dpi=120)

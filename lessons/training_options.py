@@ -1,12 +1,13 @@
 """The options of lesson 18's command line, and what they mean for a new run and for one that is resumed."""
 import argparse
-import os
 import pathlib
 
+from lessons import devices
 from lessons.errors import InputError, Parser, non_negative_int, number, positive_int
-from lessons.l18_training import RECIPES
+from lessons.recipes import RECIPES
 
 learning_rate = number(float, lambda x: 0 < x < 1e30, "a number above 0")
+dropout_rate = number(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
 def recipes(field):
@@ -25,13 +26,18 @@ OPTIONS = [  # option, how it is read, what --help says
     ("--batch", {"type": positive_int}, f"rows in a step (default: {recipes('batch')})"),
     ("--steps", {"type": positive_int}, f"(default: {recipes('steps')})"),
     ("--lr", {"type": learning_rate}, f"highest learning rate (default: {recipes('lr')})"),
+    ("--dropout", {"type": dropout_rate},
+     "share of what a block adds that training leaves out, against learning by heart (default: 0)"),
+    ("--accumulate", {"type": positive_int},
+     "compute a step's rows in so many parts, in turn: the same result in less memory (default: 1)"),
     ("--seed", {"type": non_negative_int}, "(default: 0)"),
     ("--device", {}, "cpu, or numpy: the lessons' own lines (default: cpu)"),
     ("--threads", {"type": positive_int}, "(default: one for each core)"),
     ("--eval-every", {"type": positive_int}, "steps (default: a tenth of all, at least 100)"),
     ("--save-every", {"type": positive_int}, "steps between checkpoints (default: as --eval-every)"),
 ]
-FREE = {"device", "threads", "eval_every", "save_every"}  # what may be changed when a run is resumed
+REORDER = {"device", "threads", "accumulate"}  # other values add up the same numbers in another order
+FREE = REORDER | {"eval_every", "save_every"}  # what may be changed when a run is resumed
 
 
 def parse(argv):  # -> settings, as far as given; folder; resume?
@@ -47,17 +53,13 @@ def parse(argv):  # -> settings, as far as given; folder; resume?
     return given, pathlib.Path(args["out"] or default), args["resume"]
 
 
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def complete(given):
     """The settings of a new run: the defaults, the optimizer's recipe, and over them what was given."""
     recipe = RECIPES[given.get("optimizer", "muon")]
     settings = {"data": "shakespeare", "tokenizer": "bpe", "vocab_size": 512, "optimizer": "muon",
                 "layers": 4, "heads": 4, "embd": 128, "block": 64, "batch": recipe.batch,
-                "steps": recipe.steps, "lr": recipe.lr, "seed": 0, "device": "cpu",
-                "threads": cores()} | given
+                "steps": recipe.steps, "lr": recipe.lr, "dropout": 0.0, "accumulate": 1, "seed": 0,
+                "device": "cpu", "threads": devices.cores()} | given
     settings.setdefault("eval_every", max(100, settings["steps"] // 10))
     settings.setdefault("save_every", settings["eval_every"])
     if settings["tokenizer"] != "bpe" and "vocab_size" in given:
@@ -75,6 +77,7 @@ def changed(settings, given, out):
     if wrong := [text for name, text in differ.items() if name not in FREE]:
         raise InputError(f"--resume: the run in {out} has other settings: {', '.join(wrong)}; leave these "
                          "out, or train anew without --resume")
-    if other := [differ[name] for name in ("device", "threads") if name in differ]:
-        print(f"{', '.join(other)}: numbers will be added in another order, so the last bits may differ.")
+    if other := [text for name, text in differ.items() if name in REORDER]:
+        drawn = " and dropout leaves out other numbers" if settings["dropout"] else ""
+        print(f"{', '.join(other)}: sums in another order{drawn}, so the last bits will differ.")
     return settings | given

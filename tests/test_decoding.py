@@ -1,4 +1,8 @@
 """One token more: the KV cache against the full forward, int8 against its own definition, in every room."""
+import os
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -89,6 +93,37 @@ def test_read_gives_the_logits_after_every_token():
     for part in slice(0, 2), slice(2, 6):
         got = decoding.read(NUMPY, p, tokens[:, part], kv_cache)
         assert_close(got, want[:, part], f"logits at {part.start} to {part.stop - 1}", rtol=1e-12, atol=1e-12)
+
+
+@rooms
+@pytest.mark.parametrize("threads, T, start", [(2, 2, 0), (2, 9, 3), (3, 11, 1), (5, 5, 7)])
+def test_cached_forward_by_several_threads_is_that_of_one(room, threads, T, start):
+    ops, p, tokens = devices.ops(room), model(block_size=12), text(2, start + T)
+    kv = np.full((2, 2, 12, 16), np.nan, np.float32)
+    decoding.cached_forward(ops, p, tokens[:, :start], 0, kv) if start else None
+    got = decoding.cached_forward(ops, p, tokens[:, start:], start, kv, threads)
+    want = gpt_forward(NUMPY, p, tokens)[0][:, start:]
+    assert_close(got, want, "logits", rtol=1e-5, atol=1e-5)
+
+
+def test_cached_forward_ends_when_one_of_its_threads_fails():
+    def fail_where_the_text_begins(tokens, wte, wpe, start):
+        if start == 0:
+            raise MemoryError("of the first piece")
+        return NUMPY.embedding_forward(tokens, wte, wpe, start)
+
+    ops = SimpleNamespace(**vars(NUMPY) | {"embedding_forward": fail_where_the_text_begins})
+    with pytest.raises(MemoryError, match="first piece"):
+        decoding.cached_forward(ops, model(), text(1, 6), 0, decoding.KVCache(model().config).kv, threads=3)
+
+
+@rooms
+def test_read_uses_threads_for_long_prompts(room, monkeypatch):
+    ops, p, tokens = devices.ops(room), model(block_size=80), text(1, 70)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "PIECE", 30)
+        got = decoding.read(ops, p, tokens, decoding.KVCache(p.config), threads=9)
+    assert_close(got, gpt_forward(NUMPY, p, tokens)[0], "logits", rtol=1e-4, atol=1e-4)
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
@@ -195,3 +230,67 @@ def test_decode_refuses_a_cache_of_another_shape():
     ops, p = devices.ops("cpu"), model()
     with pytest.raises(ValueError, match="kv"):
         ops.decode(ops.decode_weights(p), 0, 0, np.zeros((2, 6, 15), np.float32))
+
+
+# what only threads can do wrong
+
+
+def texts_logits(p, weights, tokens, threads):
+    kv = decoding.KVCache(p.config).kv[:, 0]
+    ops = devices.ops("cpu")
+    return np.stack([ops.decode(weights, int(token), t, kv, threads) for t, token in enumerate(tokens)])
+
+
+def test_decode_of_several_texts_at_the_same_time():
+    p, tokens = model(block_size=20), text(1, 20)[0]
+    weights, found = devices.ops("cpu").decode_weights(p), []
+    want = gpt_forward(NUMPY, p, tokens[None])[0][0]
+    callers = [threading.Thread(target=lambda n=n: [found.append(texts_logits(p, weights, tokens, n))
+                                                    for _ in range(10)]) for n in (1, 2, 3, 2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert len(found) == 40, "a caller is stuck or failed"
+    for got in found:
+        assert_close(got, want, "logits", rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_decode_after_a_fork():
+    p, tokens = model(), text(1, 6)[0]
+    weights = devices.ops("cpu").decode_weights(p)
+    want = texts_logits(p, weights, tokens, 3)
+    child = os.fork()
+    if child == 0:  # has none of the parent's threads
+        same = (texts_logits(p, weights, tokens, 3) == want).all()
+        os._exit(0 if same else 1)
+    for _ in range(100):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        threading.Event().wait(0.1)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that it does not have")
+    assert status == 0
+
+
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_decode_raises_what_a_thread_raised_and_works_again(broken, monkeypatch):
+    p, tokens = model(), text(1, 6)[0]
+    weights, kernels = devices.ops("cpu").decode_weights(p), devices.module("cpu", "decoding")
+    want, whole = texts_logits(p, weights, tokens, 3), kernels.decode_share
+
+    def breaks(i, *job):
+        if i == broken:
+            raise MemoryError(f"of thread {i}")
+        return whole(i, *job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "decode_share", breaks)
+        with pytest.raises(MemoryError, match=f"of thread {broken}"):
+            texts_logits(p, weights, tokens, 3)
+    assert (texts_logits(p, weights, tokens, 3) == want).all()

@@ -206,10 +206,10 @@ def test_speculate_at_temperature_0_writes_what_generate_writes(room, n, drafts)
     assert got == greedy_by_full_forward(p, [3, 1], n)
 
 
-@pytest.mark.parametrize("drafts", [1, 2, 3])
+@pytest.mark.parametrize("drafts", [1, 3])
 def test_speculate_draws_texts_as_often_as_they_are_probable_however_bad_the_drafts(drafts):
     """The model that drafts is replaced by one that is often wrong and sure of it."""
-    p, rng, n = model(vocab_size=3), np.random.default_rng(0), 2000
+    p, rng, n = model(vocab_size=3), np.random.default_rng(0), 1200
     bad = SimpleNamespace(**vars(NUMPY) | {"decode": lambda *rest: rng.normal(0, 2, 3)})
     texts = list(itertools.product(range(3), repeat=3))
     want = np.array([math.exp(log_p(p, [2, 1], text)) for text in texts])
