@@ -35,12 +35,12 @@ def new_folder(out):
                 numbered = (path.with_name(f"{path.name}.{n}") for n in range(1, 10**6))
                 aside = next(name for name in numbered if not name.exists())
                 path.rename(aside)
-            print(f"The earlier run in {out} is kept as {aside}.")
+            print(f"The earlier run in {out} is kept as {os.path.relpath(aside)}.")
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out}: a file is in the way; choose another folder") from None
     except OSError as problem:
-        raise InputError(f"{out} cannot be written: {problem.strerror}; choose another one") from None
+        raise InputError(f"{out} cannot be written: {problem.strerror}; choose another folder with --out") from None
 
 
 @contextlib.contextmanager

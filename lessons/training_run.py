@@ -95,6 +95,8 @@ def run(argv):
     except MemoryError:
         raise InputError("this training does not fit into memory: choose a larger --accumulate, or a smaller "
                          "--batch, --embd, --layers, --block or --vocab-size") from None
+    except BrokenPipeError:  # make train | head: who reads the screen has gone, the disk is well
+        raise
     except OSError as problem:
         raise InputError(f"{problem.filename or out} could not be written: {problem.strerror}. What was "
                          "saved before stays; make room, then go on with --resume, or start anew") from None
