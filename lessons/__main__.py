@@ -55,7 +55,7 @@ def run(which, *arguments):
     except InputError as error:
         stop(error)
     except PermissionError as error:
-        stop(f"{error.filename} cannot be written: {error.strerror}. Copy the course to a place of your own.")
+        stop(f"{error.filename or 'A file'}: {error.strerror}. Copy the course to a place of your own.")
     except ModuleNotFoundError as error:
         if (error.name or "lessons").split(".")[0] in ("lessons", "kernels"):
             raise  # a file of ours is missing: no set-up brings it back

@@ -1,9 +1,9 @@
 """One token more: the step that generation (lesson 19) repeats, and what makes it fast.
 
 A new token changes nothing in the tokens before it. So their keys and values are kept, in the KV cache, and a
-step computes one position in place of all. Then most of its time goes into fetching the weights from memory:
-each is used once. So int8 weights, a quarter of the bytes, are read in a quarter of the time, and two cores
-that read one half each need half of it.
+step computes one position in place of all. Each weight is then used once. Where the weights are too many for
+the caches, most of the time goes into fetching them from memory: int8 is a quarter of the bytes, and two
+cores draw more from memory than one. A small model, which stays in the cache, gains less.
 
 B texts, T tokens, C channels, V vocabulary, L layers.
 """
@@ -76,16 +76,16 @@ def read(ops, p, tokens, kv_cache, threads=1):  # (B, T) -> (B, T, V), of too lo
     vector, and with it other keys and values, in all layers. Half a block at once makes this rare.
     Raises InputError if a logit is NaN or infinite.
     """
-    block = p.config.block_size
+    block, T = p.config.block_size, tokens.shape[1]
     if kv_cache.length + tokens.shape[1] > block:
         half = kv_cache.tokens[:, max(kv_cache.length - block // 2, 0):kv_cache.length]
         tokens, kv_cache.length = np.concatenate([half, tokens], axis=1)[:, -block:], 0
     threads = max(1, min(threads, tokens.shape[1] // PIECE))
     logits = cached_forward(ops, p, tokens, kv_cache.length, kv_cache.kv, threads)
-    return kept(tokens, logits, kv_cache)
+    return remember(tokens, logits, kv_cache)[:, -T:]
 
 
-def kept(tokens, logits, kv_cache):
+def remember(tokens, logits, kv_cache):
     if not np.isfinite(logits).all():
         raise InputError("the model answers NaN or infinity: take a checkpoint from before its loss exploded")
     end = kv_cache.length + tokens.shape[1]
@@ -100,7 +100,7 @@ def to_int8(weight):  # (C, K) -> (C, K) int8, (K,)
     averages the errors out. Dettmers et al. 2022, section 2.1 ("absmax"), by output.
     """
     scale = np.abs(weight).max(axis=0) / 127
-    scale[scale == 0] = 1  # a column of zeros
+    scale[scale < np.finfo(np.float32).tiny] = 1  # a column of zeros, or of what is nearly 0
     return np.round(weight / scale).astype(np.int8), scale
 
 
@@ -133,4 +133,4 @@ def write(ops, p, weights, token, kv_cache, threads=1):  # int -> (V,)
     tokens = np.array([[token]])
     if kv_cache.length == p.config.block_size:
         return read(ops, p, tokens, kv_cache, threads)[0, -1]
-    return kept(tokens, ops.decode(weights, token, kv_cache.length, kv_cache.kv[:, 0], threads), kv_cache)
+    return remember(tokens, ops.decode(weights, token, kv_cache.length, kv_cache.kv[:, 0], threads), kv_cache)

@@ -3,11 +3,11 @@
 An LSTM carries the past along in one vector. Attention keeps all of it and looks things up. Each position
 asks a question q and offers a key k and a value v. Where question and key agree, the value comes through:
 
-    attention(q, k, v) = softmax(q k^T / sqrt(D) + mask) v          Vaswani et al. 2017, eq. 1
+    attention(q, k, v) = softmax(q k^T / sqrt(D)) v                 Vaswani et al. 2017, eq. 1
 
 B batch, H heads, D channels a head, C = H D channels, Tq queries, Tk keys; `...` any leading axes. A mask is
-boolean, True where a query may look. Without 1 / sqrt(D) scores would have a spread of sqrt(D): softmax would
-nearly pick one key from the first step on, and hardly any gradient would reach the others (section 3.2.1).
+boolean, True where a query may look; the other scores become -inf. Without 1 / sqrt(D) their spread would be
+sqrt(D): softmax would nearly pick one key from the start, and no gradient reach the others (section 3.2.1).
 `make lesson 12` trains one layer to look things up and draws who looks at whom.
 """
 import math

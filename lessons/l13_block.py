@@ -127,7 +127,7 @@ def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T,
 
 def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
     """The first half. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache):
-    the model says how, causal in a decoder, with lengths in an encoder, with a KV cache in generation."""
+    the model says how: causal in a decoder, with the lengths of the rows in an encoder."""
     h, norm = ops.layernorm_forward(x, *p["ln_1"])
     qkv, c_attn = ops.linear_forward(h, *p["attn.c_attn"])
     h, attended = attention(qkv)

@@ -7,9 +7,10 @@ A model gives every token of a text it has never seen a probability. The more, t
     bits a character     sum of -log2 p(token) / number of characters                     Shannon 1951
 
 Loss and perplexity depend on what a token is: a model of characters guesses among 64, one of 512 pieces among
-more, but says a word in fewer guesses. Bits a character do not: the probability of the whole text is the
-product over its tokens, whatever they are, and its -log2 is the length to which the model can compress it.
-So that is the unit in which all models of this course meet, on the last tenth of data/shakespeare.txt.
+more, but says a word in fewer guesses. Bits a character do not: the product over all tokens is a probability
+of the whole text (of one way to cut it; the other ways could only add to it), and its -log2 is the length to
+which the model can compress it. So that is the unit in which all models of this course meet, on the last
+tenth of data/shakespeare.txt. Recipes were chosen by it too, so a text that nobody looked at would be fairer.
 
 B windows, T positions.
 `make lesson 20` prints the league table: what does not learn, a compressor, and every GPT found in out/.
@@ -26,15 +27,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lessons import devices
-from lessons.errors import InputError
+from lessons.errors import InputError, Parser
+from lessons.generation_run import load
 from lessons.l08_losses import IGNORE
 from lessons.l16_gpt import count_parameters, gpt_forward
-from lessons.l17_weights import load_model
 from lessons.l18_training import quick_model, split
 from lessons.run_folder import stopped_run
 from lessons.texts import read_text
-
-ROWS = 16  # windows in a batch
 
 
 def perplexity(nats, tokens):
@@ -59,9 +58,9 @@ def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
     """Inputs and targets of overlapping windows, in which every token of `tokens` is a target once.
 
     In blocks side by side the first token of a block is guessed from one token, the second from two: on
-    average a model sees half of what it could. Here the first T - stride targets of a window are IGNOREd,
-    since they were counted before, so what counts is guessed from more than T - stride tokens. It costs
-    T / stride times as much. What precedes the first token is the end of `before`.
+    average a model sees half of what it could. Here the first T - stride targets of a window are IGNOREd: the
+    window before has counted them, or they belong to `before`, whose end precedes the first token. So what
+    counts is guessed from more than T - stride tokens. It costs T / stride times as much.
     ValueError if `before` is shorter than a window, or stride is none of 1 .. T.
 
     >>> X, Y = windows(np.arange(4), np.arange(4, 9), T=4, stride=2)
@@ -84,18 +83,19 @@ def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
 def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all tokens | before)
     """Every core takes batches of windows in turn."""
     X, Y = windows(before, tokens, p.config.block_size, stride)
+    batch = max(1, 2**22 // (p.config.block_size * p.config.vocab_size))  # 16 MB of logits, or one window
 
     def nats(start):  # a sum: cross_entropy divides by 1
-        rows = slice(start, start + ROWS)
+        rows = slice(start, start + batch)
         return ops.cross_entropy(gpt_forward(ops, p, X[rows])[0], Y[rows], 1)[0]
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(devices.cores()) as pool:
-        return sum(pool.map(nats, range(0, len(X), ROWS)))
+        return sum(pool.map(nats, range(0, len(X), batch)))
 
 
 def uniform(training, validation):  # texts -> nats
-    """Every character that occurs in the training text is equally likely."""
-    return len(validation) * math.log(len(set(training)))
+    """Every character is equally likely. Which ones there are is known."""
+    return len(validation) * math.log(len(set(training + validation)))
 
 
 def frequencies(training, validation):
@@ -116,8 +116,9 @@ def compressor(training, validation):
 def league(ops, text, folders):
     """Score what does not learn and the GPTs in folders (or a small one, if there are none) on `text`.
 
-    -> [[name, parameters, seconds of training, perplexity of a token, bits a character in blocks side by
-    side, in overlapping windows], ...], the best last; None where a model has no such number.
+    folders: path -> seconds of training, None where it is not known to be one on the other nine tenths alone.
+    -> [[name, parameters, seconds, perplexity of a token, bits a character in blocks side by side, in
+    overlapping windows], ...], the best last; None where a model has no such number.
     """
     training, validation = split(text)
     rows = []
@@ -126,42 +127,47 @@ def league(ops, text, folders):
         nats = baseline(training, validation)
         unsure = None if baseline is compressor else perplexity(nats, len(validation))
         rows.append([name, None, None, unsure, None, bits_per_character(nats, len(validation))])
-    models = [(f"GPT in {folder}", load_model(folder), seconds) for folder, seconds in folders.items()]
+    models = [(f"GPT in {folder}" + (" *" if seconds is None else ""), load(folder), seconds)
+              for folder, seconds in folders.items()]
     for name, (p, tokenizer), seconds in models or [("small GPT, trained now", quick_model(training), None)]:
-        if tokenizer is None:
-            raise InputError(f"{name} has no tokenizer.json: copy the one of its training into the folder")
-        T, tokens = p.config.block_size, tokenizer.encode(validation)
-        before = tokenizer.encode(training[-100 * T:])
+        T = p.config.block_size
+        try:
+            before, tokens = tokenizer.encode(training[-100 * T:]), tokenizer.encode(validation)
+        except InputError as problem:
+            raise InputError(f"{name}: {problem}") from None
         apart, overlapping = (total_nats(ops, p, before, tokens, stride) for stride in (T, max(1, T // 4)))
         rows.append([name, count_parameters(p.config), seconds, perplexity(overlapping, len(tokens)),
                      *(bits_per_character(nats, len(validation)) for nats in (apart, overlapping))])
     return sorted(rows, key=lambda row: -row[-1])
 
 
-def runs(text):
-    """The folders in out/ whose GPT was trained on this text, and for how many seconds.
-
-    A run on another text may have seen the last tenth of this one: it cannot be scored on it.
-    """
-    found = {}
-    for path in sorted(Path("out").glob("*/training.safetensors")):
-        with contextlib.suppress(InputError, KeyError):
-            _, settings, progress = stopped_run(path.parent)
-            if settings["sha256"] == hashlib.sha256(text.encode()).hexdigest():
-                found[path.parent] = progress["seconds"]
-    return found
+def seconds_of_training(folder, text):
+    """How long the model was trained on the first nine tenths of this text; None if that is not known. One
+    that was trained on another text may have seen the last tenth of this one."""
+    with contextlib.suppress(InputError, KeyError):
+        _, settings, progress = stopped_run(Path(folder))
+        if settings["sha256"] == hashlib.sha256(text.encode()).hexdigest():
+            return progress["seconds"]
+    return None
 
 
-def main(*folders):
-    """The league table; with folders, their models in place of those in out/."""
+def main(*argv):
+    parser = Parser("evaluation", "The league table of language models on the last tenth of Shakespeare.")
+    parser.add_argument("folders", nargs="*", metavar="DIR",
+                        help="model folders (default: all in out/ that were trained on the rest of it)")
     ops, text = devices.ops("cpu"), read_text("shakespeare")
-    found = dict.fromkeys(map(Path, folders)) or runs(text)
+    named = parser.parse_args(argv).folders
+    places = named or [str(path.parent) for path in sorted(Path("out").glob("*/training.safetensors"))]
+    folders = {place: seconds_of_training(place, text) for place in places}
+    folders = {place: seconds for place, seconds in folders.items() if named or seconds is not None}
     print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it\n\n"
           f"{'':53s}perplexity      bits a character, in windows\n"
           f"{'':34s}parameters  seconds  of a token  side by side  overlapping")
-    for name, *numbers in league(ops, text, found):
+    for name, *numbers in league(ops, text, folders):
         cells = zip(numbers, (12, 9, 12, 14, 13), (",d", ".0f", ".2f", ".3f", ".3f"))
         print(f"{name:32s}" + "".join(f"{'' if x is None else format(x, how):>{width}s}"
                                       for x, width, how in cells), flush=True)
-    if not found:
+    if None in folders.values():
+        print("\n* trained on something else: it may have seen this text")
+    if not folders:
         print("\nmake train adds a better one: it needs about three minutes.")

@@ -49,8 +49,8 @@ class Parameters:
     """p["wte.weight"] is an array, p["ln_f"] a module's (weight, bias), p.blocks[2]["attn.c_attn"] block 2's.
 
     Zero at first. Every view starts on a 64-byte boundary (a cache line: 16 float32); the padding between
-    views stays 0. p.parts are slices of p.flat: tables, matrices, vectors. config is a Config, or something
-    else with shapes().
+    views stays 0. p.parts are slices of p.flat: tables, matrices, vectors. config is a Config, or has at
+    least its shapes() and n_layer.
     """
 
     def __init__(self, config, flat=None, dtype=np.float32):
@@ -63,10 +63,10 @@ class Parameters:
                     end += (math.prod(shape) + 15) // 16 * 16
             self.parts[part] = slice(first, end)
         self.flat = aligned_zeros(end, dtype) if flat is None else flat
-        self.name({name: self.flat[start:start + math.prod(spec[name])].reshape(spec[name])
+        self.lay_out({name: self.flat[start:start + math.prod(spec[name])].reshape(spec[name])
                    for name, start in starts.items()})
 
-    def name(self, views):
+    def lay_out(self, views):
         self.views = views
         modules = [name.removesuffix(".bias") for name in views if name.endswith(".bias")]
         self.modules = {name: (views[f"{name}.weight"], views[f"{name}.bias"]) for name in modules}
@@ -74,9 +74,11 @@ class Parameters:
                         if name.startswith(f"h.{layer}.")} for layer in range(self.config.n_layer)]
 
     def under(self, prefix):
-        """Those whose names begin with prefix, without it: p.under("decoder.")["ln_f"]. The same numbers."""
+        """Those whose names begin with prefix, without it: p.under("decoder.")["ln_f"]. The same numbers; but
+        flat and its parts belong to the whole, and are not here."""
         part = copy.copy(self)
-        part.name({name.removeprefix(prefix): view for name, view in self.views.items()
+        part.flat = part.parts = None
+        part.lay_out({name.removeprefix(prefix): view for name, view in self.views.items()
                    if name.startswith(prefix)})
         return part
 
@@ -93,8 +95,8 @@ def aligned_zeros(n, dtype):
 def init_parameters(config, seed=0, dtype=np.float32):
     """Random matrices, layer norms 1, biases 0.
 
-    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer keeps about half of its input's spread; those
-    that write into the residual stream smaller by sqrt(2 n_layer), since that many of them add up there.
+    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer of C inputs keeps about half of their spread;
+    those that write into the residual stream smaller by sqrt(2 n_layer): in a GPT that many add up there.
     """
     p, rng = Parameters(config, dtype=dtype), np.random.default_rng(seed)
     for name, view in p.views.items():

@@ -40,7 +40,7 @@ def new_folder(out):
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out}: a file is in the way; choose another folder") from None
     except OSError as problem:
-        raise InputError(f"{out} cannot be written: {problem.strerror}; choose another folder with --out") from None
+        raise InputError(f"{out} cannot be written: {problem.strerror}; choose another --out") from None
 
 
 @contextlib.contextmanager

@@ -19,16 +19,18 @@ def read_text(name):
         raise InputError(f"there is no file {name!r}; texts that are here: {', '.join(names())}") from None
     except OSError as problem:
         raise InputError(f"{name} cannot be read: {problem.strerror}; name another file") from None
-    if not raw:
+    mark = len(codecs.BOM_UTF8) if raw.startswith(codecs.BOM_UTF8) else 0
+    if len(raw) == mark:
         raise InputError(f"{name} is empty: give a file with text in it")
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError(f"{name} is UTF-16: save it as UTF-8, or: iconv -f utf-16 -t utf-8 {name} > new.txt")
     if b"\0" in raw:
         raise InputError(f"{name} is not text: the byte at offset {raw.index(0)} is 0; name a UTF-8 file")
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        return raw[mark:].decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8: the byte at offset {error.start} is {raw[error.start]:#04x}; "
+        at = mark + error.start
+        raise InputError(f"{name} is not UTF-8: the byte at offset {at} is {raw[at]:#04x}; "
                          f"save it as UTF-8, or if it is GBK: iconv -f gb18030 -t utf-8 {name} > new.txt") \
             from None
 

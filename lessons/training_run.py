@@ -4,10 +4,10 @@ import sys
 
 from lessons import devices
 from lessons.errors import InputError
-from lessons.generation_run import encode_prompt
+from lessons.generation_run import encode_prompt, text_pieces
 from lessons.l16_gpt import count_flops, count_parameters
 from lessons.l18_training import Diverged, Trainer
-from lessons.l19_generation import generate, text_pieces
+from lessons.l19_generation import generate
 from lessons.parameters import Config
 from lessons.recipes import RECIPES
 from lessons.run_folder import cut_log, held, new_folder, read_log, stopped_run

@@ -3,6 +3,7 @@
 The oracles: the full forward of lesson 16 on the window that is kept, probabilities computed by hand, and for
 beam search the best of all texts, tried one by one.
 """
+import inspect
 import itertools
 import math
 from types import SimpleNamespace
@@ -206,18 +207,32 @@ def test_speculate_at_temperature_0_writes_what_generate_writes(room, n, drafts)
     assert got == greedy_by_full_forward(p, [3, 1], n)
 
 
-@pytest.mark.parametrize("drafts", [1, 3])
-def test_speculate_draws_texts_as_often_as_they_are_probable_however_bad_the_drafts(drafts):
-    """The model that drafts is replaced by one that is often wrong and sure of it."""
-    p, rng, n = model(vocab_size=3), np.random.default_rng(0), 1200
-    bad = SimpleNamespace(**vars(NUMPY) | {"decode": lambda *rest: rng.normal(0, 2, 3)})
-    texts = list(itertools.product(range(3), repeat=3))
-    want = np.array([math.exp(log_p(p, [2, 1], text)) for text in texts])
-    drawn = [tuple(lesson.speculate(bad, p, [2, 1], 3, drafts, seed=seed)) for seed in range(n)]
+@pytest.mark.parametrize("drafts, how", [(1, {}), (3, {}), (2, {"temperature": 0.5, "top_k": 2})])
+def test_speculate_draws_texts_as_often_as_they_are_probable_however_bad_the_drafts(drafts, how):
+    """The model that drafts is replaced by one that is sure of token 0."""
+    p, n, texts = model(vocab_size=3), 1200, list(itertools.product(range(3), repeat=3))
+    bad = SimpleNamespace(**vars(NUMPY) | {"decode": lambda *rest: np.array([3.0, 0.0, 0.0])})
+
+    def probability(text):  # as generate would draw it
+        seen, product = [2, 1], 1.0
+        for token in text:
+            logits = gpt_forward(NUMPY, p, np.array([seen]))[0][0, -1]
+            product *= lesson.next_token_probabilities(logits, **how)[token]
+            seen.append(token)
+        return product
+
+    want = np.array([probability(text) for text in texts])
+    drawn = [tuple(lesson.speculate(bad, p, [2, 1], 3, drafts, **how, seed=seed)) for seed in range(n)]
     got = np.array([drawn.count(text) for text in texts]) / n
-    surprise = np.abs(got - want) / np.sqrt(want * (1 - want) / n)
+    assert not got[want == 0].any(), "a text was drawn that top-k leaves no way to"
+    surprise = np.abs(got - want) / np.sqrt(np.maximum(want * (1 - want), 1e-9) / n)
     worst = surprise.argmax()
     assert surprise[worst] < 4.5, f"{texts[worst]}: drawn {got[worst]:.3f}, expected {want[worst]:.3f}"
+
+
+def test_speculate_of_no_tokens_is_none():
+    for write in lesson.speculate, lesson.generate:
+        assert list(write(NUMPY, model(), [1], 0)) == []
 
 
 def test_speculate_asks_the_model_once_for_several_tokens():
@@ -280,19 +295,19 @@ class Bytes:
 
 
 def test_text_pieces_hold_incomplete_characters_back():
-    got = list(lesson.text_pieces(Bytes(), "aé€b".encode()))
+    got = list(generation_run.text_pieces(Bytes(), "aé€b".encode()))
     assert got == ["a", "é", "€", "b"]
 
 
 def test_text_pieces_replace_what_never_becomes_a_character():
-    assert list(lesson.text_pieces(Bytes(), b"a\xffb")) == ["a", "\ufffd", "b"]
-    assert list(lesson.text_pieces(Bytes(), b"a\xe2\x82")) == ["a", "\ufffd"]  # ends inside a character
+    assert list(generation_run.text_pieces(Bytes(), b"a\xffb")) == ["a", "\ufffd", "b"]
+    assert list(generation_run.text_pieces(Bytes(), b"a\xe2\x82")) == ["a", "\ufffd"]  # "€" has 3 bytes
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_pieces_give_back_any_text_character_by_character(string):
-    assert list(lesson.text_pieces(Bytes(), string.encode())) == list(string)
+    assert list(generation_run.text_pieces(Bytes(), string.encode())) == list(string)
 
 
 LETTERS = "\n :EMOR"
@@ -314,6 +329,56 @@ def test_main_writes_the_prompt_and_as_many_tokens_as_asked_for(folder, capsys):
     assert outputs[3].startswith("ROME" * 9) and len(outputs[3]) == 36 + 30 + 1
     assert outputs[0] == outputs[1], "the same seed, the same text"
     assert len(set(outputs)) == 5, "everything else changes it"
+
+
+@pytest.mark.parametrize("argv, want", [
+    ([], {"temperature": 0.8, "top_k": 40, "top_p": 1.0, "seed": 0, "int8": False,
+          "threads": devices.cores()}),
+    (["--temperature", "1.7", "--top-k", "3", "--top-p", "0.4", "--seed", "9", "--int8", "--threads", "5"],
+     {"temperature": 1.7, "top_k": 3, "top_p": 0.4, "seed": 9, "int8": True, "threads": 5}),
+])
+def test_main_hands_every_option_on(folder, argv, want, monkeypatch):
+    names = list(inspect.signature(lesson.generate).parameters)
+    asked = {}
+
+    def generate(*args):
+        asked.update(zip(names, args, strict=True))
+        yield from [0] * asked["n"]
+
+    monkeypatch.setattr(generation_run, "generate", generate)
+    lesson.main("--model", folder, "--prompt", "ROME", "--tokens", "7", *argv)
+    assert {name: asked[name] for name in want} == want and asked["n"] == 7
+    assert list(asked["prompt"]) == list(char_tokenizer(LETTERS).encode("ROME"))
+
+
+def test_main_searches_with_the_beams_and_weights_asked_for(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(generation_run, "beam_search", lambda *args: (asked.append(args), ([0] * 5, -1.0))[1])
+    for int8 in [], ["--int8"]:
+        lesson.main("--model", folder, "--tokens", "5", "--beams", "4", *int8)
+    (_, p, _, n, beams), (_, q, *_) = asked
+    assert (n, beams) == (5, 4)
+    assert (q.flat == lesson.rounded(p).flat).all() and (q.flat != p.flat).any(), "--int8 is lost"
+
+
+def test_load_leaves_out_rows_of_the_table_that_stand_for_no_token(tmp_path):
+    p = model(len(LETTERS) + 9)
+    save_model(tmp_path, p, char_tokenizer(LETTERS))
+    q, tokenizer = generation_run.load(tmp_path)
+    assert q.config.vocab_size == tokenizer.vocab_size == len(LETTERS)
+    tokens = np.array([[1, 2, 3]])
+    want = gpt_forward(NUMPY, p, tokens)[0][..., :len(LETTERS)]
+    assert_close(gpt_forward(NUMPY, q, tokens)[0], want, "logits of the tokens there are")
+
+
+def test_loss_on_validation_text(monkeypatch):
+    p, text = model(len(LETTERS), 16), "ROMEO: OREM\n" * 90 + "MORE\n" * 24  # the last tenth is another text
+    monkeypatch.setattr("lessons.texts.read_text", lambda name: text)
+    tokens = char_tokenizer(LETTERS).encode(text[len(text) * 9 // 10:])[:16 * 7 + 1]
+    logits = gpt_forward(NUMPY, p, tokens[:-1].reshape(-1, 16))[0].reshape(-1, len(LETTERS)).astype(float)
+    want = (np.log(np.exp(logits).sum(-1)) - logits[np.arange(112), tokens[1:]]).mean()
+    got = generation_run.loss_on_validation_text(NUMPY, p, char_tokenizer(LETTERS))
+    assert_close(got, want, "loss", rtol=1e-5)
 
 
 def test_main_in_both_rooms_writes_the_same_text(folder, capsys):
@@ -344,6 +409,7 @@ def test_main_in_both_rooms_writes_the_same_text(folder, capsys):
     (["--tokens", "1000001"], "--tokens: '1000001' is not a whole number, 1 to 1,000,000"),
     (["--tokens"], "--tokens: expected one argument"),
     (["--beams", "0"], "--beams: '0'"),
+    (["--threads", "5000"], "--threads: '5000' is not a whole number, 1 to 256"),
     (["--beams", "100000"], "--beams: '100000' is not a whole number, 1 to 100"),
     (["--seed", "-1"], "--seed: '-1'"),
     (["--device", "gpu"], "no device 'gpu': choose one of numpy, cpu"),
@@ -386,7 +452,7 @@ def test_encode_prompt_says_so_when_the_command_line_was_not_utf_8():
 def test_text_pieces_of_a_real_tokenizer_are_what_it_decodes():
     tokenizer = train_bpe("né né né " * 3, 258)
     tokens = tokenizer.encode("né 中文")
-    assert "".join(lesson.text_pieces(tokenizer, tokens)) == "né 中文"
+    assert "".join(generation_run.text_pieces(tokenizer, tokens)) == "né 中文"
 
 
 def test_main_without_options_shows_every_strategy(folder, capsys, monkeypatch):
@@ -399,6 +465,26 @@ def test_main_without_options_shows_every_strategy(folder, capsys, monkeypatch):
     for way in "without KV cache", "speculation", "float32, 1 core":
         line, = (line for line in output.splitlines() if line.strip().startswith(way))
         assert line.endswith("the same"), line
+
+
+def test_main_shows_how_probable_a_text_is(folder, capsys, monkeypatch):
+    monkeypatch.setattr(generation_run, "FOLDER", folder)
+    monkeypatch.setattr("lessons.texts.read_text", lambda name: "ROMEO: OREM\n" * 100)
+    lesson.main()
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("temperature 0 "))
+    p, tokenizer = generation_run.load(folder)
+    prompt = list(tokenizer.encode("ROMEO:\n"))
+    text = greedy_by_full_forward(p, prompt, 16 - len(prompt))
+    assert float(line.split()[-1]) == pytest.approx(log_p(p, prompt, text) / len(text), abs=0.006), line
+
+
+@pytest.mark.parametrize("trouble, message", [("block", "reads 4 tokens"), ("tokenizer", "no tokenizer.js")])
+def test_main_without_options_says_what_the_model_lacks(trouble, message, tmp_path, monkeypatch):
+    tokenizer = None if trouble == "tokenizer" else char_tokenizer(LETTERS)
+    save_model(tmp_path, model(len(LETTERS), block_size=4), tokenizer)
+    monkeypatch.setattr(generation_run, "FOLDER", str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        lesson.main()
 
 
 def test_main_without_a_trained_model_says_so_and_trains_a_small_one(tmp_path, capsys, monkeypatch):

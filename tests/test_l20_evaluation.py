@@ -2,6 +2,7 @@
 
 The oracles: numbers worked out by hand, a loop that guesses one token at a time, and the sum over all texts.
 """
+import hashlib
 import itertools
 import math
 
@@ -14,7 +15,7 @@ from lessons import devices
 from lessons import l20_evaluation as lesson
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l16_gpt import gpt_forward
+from lessons.l16_gpt import count_parameters, gpt_forward
 from lessons.l17_weights import save_model, save_state
 from lessons.parameters import Config, init_parameters
 from tests.close import assert_close
@@ -96,7 +97,7 @@ def test_total_nats_of_all_texts_are_a_distribution():
 
 
 def test_uniform():
-    assert_close(lesson.uniform("abca", "bb"), 2 * math.log(3), "nats of two of three letters")
+    assert_close(lesson.uniform("abca", "bd"), 2 * math.log(4), "nats of two of the four letters there are")
 
 
 def test_frequencies():
@@ -122,58 +123,94 @@ def test_compressor_needs_little_for_what_it_has_seen():
     assert lesson.bits_per_character(new, 8000) > 3, "random letters need log2(8)"
 
 
-TEXT = "the cat sat on the mat. the dog sat on the log. " * 60
+TEXT = "the cat sat on the mat. the dog sat on the log. " * 54 + "a dog on a mat? the cat! " * 12
+TRAINING, VALIDATION = TEXT[:len(TEXT) * 9 // 10], TEXT[len(TEXT) * 9 // 10:]
 
 
-def folder(place, name, text, tokenizer, sha256):
+def folder(place, name, tokenizer, sha256):
     p = init_parameters(Config(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=8))
+    p.flat[:] += 0.3 * np.random.default_rng(1).normal(size=p.flat.size).astype(np.float32)
     save_model(place / "out" / name, p, tokenizer)
     save_state(place / "out" / name / "training.safetensors", {"parameters": p.flat},
                {"settings": {"sha256": sha256}, "progress": {"step": 1, "seconds": 12.5}})
+    return p
+
+
+def bits_by_hand(p, tokenizer, stride):
+    """Every token's loss from the window that the docstring of windows says it has."""
+    before, tokens = tokenizer.encode(TRAINING), tokenizer.encode(VALIDATION)
+    text, T, nats = np.concatenate([before, tokens]), p.config.block_size, 0.0
+    for start in range(0, len(tokens), stride):
+        end = len(before) + min(start + stride, len(tokens))
+        logits = gpt_forward(NUMPY, p, text[None, end - T - 1:end - 1])[0][0].astype(float)
+        log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        for place in range(len(before) + start, end):
+            nats -= log_p[place - (end - T), text[place]]
+    return nats / math.log(2) / len(VALIDATION)
 
 
 def test_league_scores_every_model_in_bits_a_character(tmp_path):
-    tokenizers = {"chars": char_tokenizer(TEXT), "pieces": train_bpe(TEXT, 270)}
-    for name, tokenizer in tokenizers.items():
-        folder(tmp_path, name, TEXT, tokenizer, "?")
-    folders = {tmp_path / "out" / name: 12.5 for name in tokenizers}
-    table = lesson.league(devices.ops("cpu"), TEXT, folders)
+    tokenizers = {"chars": char_tokenizer(TEXT), "pieces": train_bpe(TRAINING, 270)}
+    models = {name: folder(tmp_path, name, tokenizer, "?") for name, tokenizer in tokenizers.items()}
+    table = lesson.league(devices.ops("cpu"), TEXT, {tmp_path / "out" / name: 12.5 for name in tokenizers})
     assert [row[-1] for row in table] == sorted((row[-1] for row in table), reverse=True), "the best is last"
     rows = {row[0].split("/")[-1]: row[1:] for row in table}
-    assert_close(rows["all characters equally likely"][-1], math.log2(len(set(TEXT))), "bits of a guess")
+    for name, baseline in (("all characters equally likely", lesson.uniform),
+                           ("frequency of each character", lesson.frequencies),
+                           ("xz, a compressor", lesson.compressor)):
+        want = baseline(TRAINING, VALIDATION) / math.log(2) / len(VALIDATION)
+        assert_close(rows[name][-1], want, f"bits of {name}")
     for name, tokenizer in tokenizers.items():
         parameters, seconds, unsure, apart, overlapping = rows[name]
-        assert seconds == 12.5 and parameters > 1000
-        n, characters = len(tokenizer.encode(TEXT[-288:])), 288
-        assert_close(math.log2(unsure) * n / characters, overlapping, f"{name}: bits from the perplexity")
-        assert apart > 0
+        assert seconds == 12.5 and parameters == count_parameters(models[name].config)
+        assert_close(apart, bits_by_hand(models[name], tokenizer, 8), f"{name}: side by side", rtol=1e-4)
+        assert_close(overlapping, bits_by_hand(models[name], tokenizer, 2), f"{name}: overlapping", rtol=1e-4)
+        n = len(tokenizer.encode(VALIDATION))
+        assert_close(math.log2(unsure) * n / len(VALIDATION), overlapping, f"{name}: bits by perplexity")
 
 
 def test_league_trains_a_small_gpt_where_there_is_none(monkeypatch):
     def stand_in(training):
-        assert training == TEXT[:len(TEXT) * 9 // 10], "it must not see the last tenth"
-        tokenizer = char_tokenizer(training)
+        assert training == TRAINING, "it must not see the last tenth"
+        tokenizer = char_tokenizer(TEXT)
         return init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 8)), tokenizer
 
     monkeypatch.setattr(lesson, "quick_model", stand_in)
     assert "small GPT, trained now" in [row[0] for row in lesson.league(devices.ops("cpu"), TEXT, {})]
 
 
-def test_league_asks_for_the_tokenizer_of_a_model_without_one(tmp_path):
+def test_league_names_the_model_that_cannot_read_the_text(tmp_path):
     save_model(tmp_path, init_parameters(Config(30, 8, 1, 2, 8)), None)
     with pytest.raises(InputError, match="no tokenizer.json"):
         lesson.league(devices.ops("cpu"), TEXT, {tmp_path: None})
+    folder(tmp_path, "abc", char_tokenizer("abc"), "?")
+    with pytest.raises(InputError, match="GPT in .*abc.*does not know"):
+        lesson.league(devices.ops("cpu"), TEXT, {tmp_path / "out" / "abc": None})
 
 
-def test_runs_finds_those_on_this_text_alone(tmp_path, monkeypatch):
-    import hashlib
+def test_seconds_of_training_are_known_for_runs_on_this_text_alone(tmp_path):
+    digest = hashlib.sha256(TEXT.encode()).hexdigest()
+    for name, sha256 in ("good", digest), ("other_text", "0" * 64):
+        folder(tmp_path, name, char_tokenizer(TEXT), sha256)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "training.safetensors").write_bytes(b"nonsense")
+    for place, want in {"out/good": 12.5, "out/other_text": None, "broken": None, "nowhere": None}.items():
+        assert lesson.seconds_of_training(tmp_path / place, TEXT) == want, place
+
+
+def test_main_lists_what_was_trained_on_this_text_and_marks_what_else_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    digest, tokenizer = hashlib.sha256(TEXT.encode()).hexdigest(), char_tokenizer(TEXT)
-    folder(tmp_path, "good", TEXT, tokenizer, digest)
-    folder(tmp_path, "other_text", TEXT, tokenizer, "0" * 64)
-    (tmp_path / "out" / "broken").mkdir()
-    (tmp_path / "out" / "broken" / "training.safetensors").write_bytes(b"nonsense")
-    assert {path.name: seconds for path, seconds in lesson.runs(TEXT).items()} == {"good": 12.5}
+    monkeypatch.setattr(lesson, "read_text", lambda name: TEXT)
+    for name, sha256 in ("good", hashlib.sha256(TEXT.encode()).hexdigest()), ("other_text", "0" * 64):
+        folder(tmp_path, name, char_tokenizer(TEXT), sha256)
+    lesson.main()
+    out = capsys.readouterr().out
+    assert "GPT in out/good " in out and "other_text" not in out and "*" not in out
+    lesson.main("out/other_text")
+    out = capsys.readouterr().out
+    assert "GPT in out/other_text *" in out and "* trained on something else" in out and "good" not in out
+    with pytest.raises(InputError, match="--colour"):
+        lesson.main("--colour")
 
 
 def test_main_prints_the_table(tmp_path, monkeypatch, capsys):

@@ -339,7 +339,7 @@ def test_a_full_disk_behind_the_output_is_one_line(house):
 
 def test_a_folder_that_may_not_be_written_is_one_line(house):
     write(house, "l03_hmm", "def main(): raise PermissionError(13, 'Permission denied', 'out')")
-    line = "out cannot be written: Permission denied. Copy the course to a place of your own.\n"
+    line = "out: Permission denied. Copy the course to a place of your own.\n"
     assert lessons(house, "3") == (2, "", line)
 
 

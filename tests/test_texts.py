@@ -23,6 +23,8 @@ def test_a_file_is_read_without_what_windows_adds(raw, text, tmp_path):
 
 @pytest.mark.parametrize("raw, line", [
     (b"", "is empty"),
+    (b"\xef\xbb\xbf", "is empty"),
+    (b"\xef\xbb\xbfab\xff", "is not UTF-8: the byte at offset 5 is 0xff"),
     ("论语".encode("utf-16"), "is UTF-16.*iconv -f utf-16"),
     ("学而时习之".encode("gb18030"), "is not UTF-8: the byte at offset 2 is 0xb6.*iconv -f gb18030"),
     (b"ELF\0\1", "is not text: the byte at offset 3 is 0"),

@@ -67,12 +67,12 @@ def decode_weights(p, int8=False):
 def to_int8(weight):  # (in, out) -> (in, out) int8, (out,)
     with np.errstate(invalid="ignore"):  # NaN and infinity reach the scale, and with it the logits
         scale = np.abs(weight).max(axis=0) / 127
-        scale[scale == 0] = 1
+        scale[scale < np.finfo(f32).tiny] = 1
         return np.round(weight / scale).astype(np.int8), scale
 
 
 def large_pages(n, dtype):  # -> (n,) zeros
-    """Fresh memory in pages of 2 MB where the system has them: with the usual 4 KB a token of 10 million
+    """Fresh memory in pages of 2 MB where the system has them: with pages of 4 KB a token of 10 million
     float32 weights takes a third longer. It begins on a cache line."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     room = mmap.mmap(-1, n * dtype.itemsize, **private)
