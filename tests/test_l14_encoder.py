@@ -1,0 +1,425 @@
+"""The tests of f are test_f and test_f_*: they are also lesson 14's exercises.
+
+The oracles: the formulas at the top of the lesson for one row, one query and one head at a time; finite
+differences of the model's own loss; and what must hold for every encoder: padding changes nothing, both sides
+do. Operations are those of lessons 6, 8, 10, 12 and 13.
+"""
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lessons import devices
+from lessons import l14_encoder as lesson
+from lessons.parameters import Config, Parameters, init_parameters
+from tests.close import assert_close
+
+CONFIG = Config(vocab_size=11, block_size=7, n_layer=2, n_head=2, n_embd=8)
+NUMPY, CPU, IGNORE = devices.ops("numpy"), devices.ops("cpu"), -1
+rng = np.random.default_rng(14)
+tokens, lengths = rng.integers(0, 10, (3, 6)), np.array([6, 2, 5])  # shorter than the block; no token is 10
+real = np.arange(6) < lengths[:, None]
+masked = np.array([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0]], bool)
+targets = np.where(masked, rng.integers(0, 11, (3, 6)), IGNORE)
+BATCH = tokens, targets, lengths
+
+
+def model(config=CONFIG):
+    """float64, and every number random: a bias of 0 would hide a mistake."""
+    p = init_parameters(config, dtype=np.float64)
+    for view in p.views.values():
+        view += 0.2 * np.random.default_rng(view.size).normal(size=view.shape)
+    return p
+
+
+def filled(number, config=CONFIG, dtype=np.float64):
+    """Gradients that are not 0 before: what was there must be gone."""
+    g = Parameters(config, dtype=dtype)
+    for view in g.views.values():
+        view[:] = number
+    return g
+
+
+def slopes(loss, p, name):
+    """Six places of a parameter, and the loss's slope at each, by moving one number a little."""
+    value, found = p.views[name].reshape(-1), []
+    places = np.random.default_rng(1).choice(value.size, 6, replace=False)
+    for i in places:
+        old, losses = value[i], []
+        for nudge in 1e-5, -1e-5:
+            value[i] = old + nudge
+            losses.append(loss())
+        value[i] = old
+        found.append((losses[0] - losses[1]) / 2e-5)
+    return places, found
+
+
+# apart
+
+
+@pytest.mark.parametrize("room", [NUMPY, CPU])
+def test_apart(room):
+    """Row by row the same as each row alone, forward and backward."""
+    qkv, dout = (np.random.default_rng(n).normal(size=(13, n)).astype(np.float32) for n in (24, 8))
+    ops = lesson.apart(room, lengths)
+    out, cache = ops.self_attention_forward(qkv, 2)
+    dqkv = ops.self_attention_backward(dout.copy(), cache)
+    for row, start, end in (0, 0, 6), (1, 6, 8), (2, 8, 13):
+        want, alone = room.self_attention_forward(qkv[None, start:end], 2, causal=False)
+        dwant = room.self_attention_backward(dout[None, start:end].copy(), alone)
+        assert_close(out[start:end], want[0], f"out of row {row}, positions {start} to {end}")
+        assert_close(dqkv[start:end], dwant[0], f"dqkv of row {row}, positions {start} to {end}")
+    assert ops.linear_forward is room.linear_forward, "all other operations stay as they are"
+
+
+# encoder_forward
+
+
+def encode(p, tokens, lengths=None, **settings):
+    return lesson.encoder_forward(NUMPY, p, tokens, lengths, **settings)[0]
+
+
+def by_hand(p, tokens):  # (T,) -> (T, C)
+    """The three lines at the top of the lesson for one row without padding."""
+    H, D = CONFIG.n_head, CONFIG.n_embd // CONFIG.n_head
+
+    def norm(x, name):
+        weight, bias = p[name]
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+
+    def linear(x, name):
+        weight, bias = p[name]
+        return x @ weight + bias
+
+    x = p["wte.weight"][tokens] + p["wpe.weight"][:len(tokens)]
+    for i in range(CONFIG.n_layer):
+        q, k, v = np.split(linear(norm(x, f"h.{i}.ln_1"), f"h.{i}.attn.c_attn"), 3, axis=1)
+        y = np.empty_like(q)
+        for t in range(len(tokens)):
+            for d in (slice(h * D, h * D + D) for h in range(H)):
+                weights = np.exp(k[:, d] @ q[t, d] / math.sqrt(D))
+                y[t, d] = weights @ v[:, d] / weights.sum()
+        x = x + linear(y, f"h.{i}.attn.c_proj")
+        y = linear(norm(x, f"h.{i}.ln_2"), f"h.{i}.mlp.c_fc")
+        y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        x = x + linear(y, f"h.{i}.mlp.c_proj")
+    return norm(x, "ln_f")
+
+
+def test_encoder_forward():
+    p = model()
+    assert_close(encode(p, tokens), [by_hand(p, row) for row in tokens], "x without lengths")
+
+
+def test_encoder_forward_of_a_padded_row_is_that_of_the_row_alone():
+    p = model()
+    x = encode(p, tokens, lengths)
+    assert not x[~real].any(), "vectors in padding must be 0"
+    for row, n in enumerate(lengths):
+        assert_close(x[row, :n], by_hand(p, tokens[row, :n]), f"x of row {row}, which has {n} real tokens")
+
+
+@pytest.mark.parametrize("wrong", [[0, 3, 6], [6, 7, 1], [-1, 2, 2]])
+def test_encoder_forward_refuses_lengths_that_do_not_fit(wrong):
+    with pytest.raises(ValueError, match="lengths"):
+        encode(model(), tokens, np.array(wrong))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2), st.integers(1, 10), st.integers(0, 1))
+def test_encoder_forward_does_not_see_padding(row, shift, longer):
+    p, changed = model(), np.pad(tokens, ((0, 0), (0, longer)))
+    changed[row, lengths[row]:] = (changed[row, lengths[row]:] + shift) % 11
+    before, after = encode(p, tokens, lengths), encode(p, changed, lengths)[:, :6]
+    assert_close(after[real], before[real], f"x at real places after row {row}'s padding changed")
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 5), st.integers(1, 10))
+def test_encoder_forward_looks_both_ways(t, shift):
+    p, changed = model(), tokens.copy()
+    changed[:, t] = (changed[:, t] + shift) % 11
+    moved = (encode(p, changed) != encode(p, tokens)).any(axis=-1)
+    assert moved.all(), f"token {t} changed and these places did not notice: {np.argwhere(~moved).tolist()}"
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.permutations(range(3)))
+def test_encoder_forward_treats_the_rows_of_a_batch_alike(order):
+    p = model()
+    want = encode(p, tokens, lengths)[order]
+    assert_close(encode(p, tokens[order], lengths[order]), want, "x of the permuted batch")
+
+
+def test_encoder_forward_drops_others_in_each_half_of_each_layer_and_for_each_seed():
+    ops, masks = devices.ops("numpy"), []
+    dropout_forward = ops.dropout_forward
+
+    def recorded(x, rate, seed, residual=None):
+        masks.append((dropout_forward(np.ones_like(x), rate, seed)[0] == 0).tobytes())
+        return dropout_forward(x, rate, seed, residual)
+
+    ops.dropout_forward = recorded
+    for seed in range(4):
+        lesson.encoder_forward(ops, model(), tokens, lengths, dropout=0.5, seed=seed)
+    assert len(masks) == 16, f"two halves, two layers, four seeds are 16 dropouts, not {len(masks)}"
+    assert len(set(masks)) == 16, "some masks are the same"
+
+
+# encoder_backward
+
+BACKWARD = [  # in the order of the backward pass: the first to fail is where to look
+    "ln_f.bias", "ln_f.weight",
+    "h.1.mlp.c_proj.bias", "h.1.mlp.c_proj.weight", "h.1.mlp.c_fc.bias", "h.1.mlp.c_fc.weight",
+    "h.1.ln_2.bias", "h.1.ln_2.weight", "h.0.attn.c_proj.bias", "h.0.attn.c_proj.weight",
+    "h.0.attn.c_attn.bias", "h.0.attn.c_attn.weight", "h.0.ln_1.bias", "h.0.ln_1.weight",
+    "wpe.weight", "wte.weight"]
+DX = rng.normal(size=(3, 6, 8)) * real[..., None]  # the loss is (x * DX).sum(): it does not look at padding
+
+
+def backward(p, tokens=tokens, dx=DX, wte=0.0, **settings):
+    """All gradients, where g["wte.weight"] was `wte` before and all the others 7."""
+    _, cache = lesson.encoder_forward(NUMPY, p, tokens, lengths, **settings)
+    g = filled(7, p.config)
+    g["wte.weight"][:] = wte
+    lesson.encoder_backward(NUMPY, dx.copy(), cache, g)
+    return g
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_encoder_backward(name, dropout):
+    p = model()
+    got = backward(p, dropout=dropout, seed=3).views[name].reshape(-1)
+    places, want = slopes(lambda: (encode(p, tokens, lengths, dropout=dropout, seed=3) * DX).sum(), p, name)
+    assert_close(got[places], want, f"six numbers of d {name}", rtol=1e-5, atol=1e-7)
+
+
+def test_encoder_backward_adds_to_the_token_table_and_writes_the_rest():
+    p = model()
+    alone, added = backward(p), backward(p, wte=3.0)
+    assert_close(added["wte.weight"], alone["wte.weight"] + 3, "dwte, where a head has left 3 in each place")
+    for name in set(p.views) - {"wte.weight"}:
+        assert_close(added.views[name], alone.views[name], f"d {name}")
+
+
+def test_encoder_backward_gives_padding_nothing():
+    p, changed = model(), np.where(real, tokens, 10)  # token 10 stands in padding only
+    g, dwpe = backward(p, changed), backward(p)["wpe.weight"]
+    assert not g["wte.weight"][10].any(), "token 10 stands in padding alone, but its row has a gradient"
+    assert_close(g.flat, backward(p).flat, "all gradients after the padding changed")
+    assert dwpe[:6].any(axis=1).all() and not dwpe[6].any(), "tokens stand at 6 of the 7 positions"
+
+
+class Prefixed(Config):
+    """As lesson 15 has its encoder: one part of the parameters of a larger model."""
+
+    def shapes(self):
+        return {f"encoder.{name}": shape for name, shape in Config.shapes(self).items()}
+
+
+def test_encoder_backward_and_forward_work_on_a_part_of_the_parameters():
+    p, whole = model(), init_parameters(Prefixed(*CONFIG), dtype=np.float64)
+    part, g = whole.under("encoder."), Parameters(Prefixed(*CONFIG), dtype=np.float64)
+    for name, view in p.views.items():
+        part.views[name][:] = view
+    x, cache = lesson.encoder_forward(NUMPY, part, tokens, lengths)
+    assert_close(x, encode(p, tokens, lengths), "x of p.under('encoder.')")
+    lesson.encoder_backward(NUMPY, DX.copy(), cache, g.under("encoder."))
+    for name, want in backward(p).views.items():
+        assert_close(g.views[f"encoder.{name}"], want, f"d encoder.{name}")
+
+
+# mask_tokens
+
+
+@st.composite
+def batches(draw):  # -> tokens (B, T), lengths (B,), rate, seed
+    B, T = draw(st.integers(1, 6)), draw(st.integers(1, 40))
+    seed, rate = draw(st.integers(0, 2**32)), draw(st.floats(0.0, 1.0))
+    random = np.random.default_rng(seed)
+    return random.integers(0, 50, (B, T)), random.integers(1, T + 1, B), rate, seed
+
+
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(batches())
+def test_mask_tokens(batch):
+    rows, lengths, rate, seed = batch
+    before = rows.copy()
+    inputs, targets = lesson.mask_tokens(np.random.default_rng(seed), rows, lengths, 50, 51, rate)
+    assert (rows == before).all(), "the tokens themselves changed: work on a copy"
+    chosen = targets != IGNORE
+    assert (targets[chosen] == rows[chosen]).all(), "a target must be the token that was hidden"
+    assert (inputs[~chosen] == rows[~chosen]).all(), "an input changed whose target is IGNORE"
+    padding = np.arange(rows.shape[1]) >= lengths[:, None]
+    assert not chosen[padding].any(), f"chosen in padding: {np.argwhere(chosen & padding).tolist()}"
+    want = [max(1, round(rate * int(n))) for n in lengths]
+    assert chosen.sum(axis=1).tolist() == want, f"{rate:.3f} of lengths {lengths}, at least one"
+    assert ((inputs >= 0) & (inputs <= 50)).all(), "an input is no token of the vocabulary"
+
+
+def test_mask_tokens_80_percent_become_masks_10_are_random_10_stay():
+    rows = np.full((400, 300), 7)
+    inputs, targets = lesson.mask_tokens(np.random.default_rng(0), rows, np.full(400, 300), 3, 51)
+    chosen = inputs[targets != IGNORE]
+    assert len(chosen) == 400 * 45, f"{len(chosen)} are chosen, not 15 % of {rows.size}"
+    shares = [(chosen == 3).mean(), ((chosen != 3) & (chosen != 7)).mean(), (chosen == 7).mean()]
+    want = [0.8 + 0.1 / 51, 0.1 * 49 / 51, 0.1 + 0.1 / 51]  # a random token is sometimes a mask, or a 7
+    assert_close(shares, want, "shares of masks, others, as before", atol=0.01)  # over 3 standard deviations
+    assert set(chosen) == set(range(51)), f"never drawn: {set(range(51)) - set(chosen)}"
+
+
+def test_mask_tokens_chooses_every_real_place_equally_often():
+    rows, lengths = np.zeros((20_000, 10), int), np.full(20_000, 8)
+    _, targets = lesson.mask_tokens(np.random.default_rng(1), rows, lengths, 50, 51, 0.25)
+    shares = (targets != IGNORE).mean(axis=0)
+    assert_close(shares, [0.25] * 8 + [0] * 2, "how often each place is chosen", atol=0.015)
+
+
+def test_mask_tokens_depends_on_the_generator_alone():
+    def draw(seed):
+        return lesson.mask_tokens(np.random.default_rng(seed), tokens, lengths, 10, 11, 0.5)
+
+    assert all((a == b).all() for a, b in zip(draw(3), draw(3))), "the same generator hid other tokens"
+    assert any((draw(3)[1] != draw(seed)[1]).any() for seed in (4, 5)), "another generator must hide others"
+
+
+# mlm_gradient
+
+
+def loss_of(p, batch=BATCH, **settings):
+    """-log softmax(x @ wte.T)[target], the mean over the masked places of a batch."""
+    inputs, targets, lengths = batch
+    x = encode(p, inputs, lengths, **settings)
+    scores = x @ p["wte.weight"].T
+    log_p = scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    rows, columns = np.nonzero(targets != IGNORE)
+    return -log_p[rows, columns, targets[rows, columns]].mean()
+
+
+def gradient(p, batch=BATCH, total=5, ops=NUMPY, dtype=np.float64, **settings):
+    g = filled(7, p.config, dtype)
+    return lesson.mlm_gradient(ops, p, batch, total, g, **settings), g
+
+
+def test_mlm_gradient_returns_the_mean_loss_of_the_masked_places():
+    assert_close(gradient(model())[0], loss_of(model()), "the loss")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", BACKWARD)
+def test_mlm_gradient(name, dropout):
+    p = model()
+    _, g = gradient(p, dropout=dropout, seed=5)
+    places, want = slopes(lambda: loss_of(p, dropout=dropout, seed=5), p, name)
+    assert_close(g.views[name].reshape(-1)[places], want, f"six numbers of d {name}", rtol=1e-5, atol=1e-8)
+
+
+def test_mlm_gradient_adds_the_head_and_the_embedding_of_the_tied_table():
+    """A token that is in no input still competes at the masked places: the head gives its row a gradient."""
+    _, g = gradient(model())
+    assert g["wte.weight"].any(axis=1).all(), "no row of dwte is zero"
+
+
+def test_mlm_gradient_of_shares_adds_up_to_that_of_the_batch():
+    p = model()
+    loss, g = gradient(p)
+    parts = [gradient(p, [a[rows] for a in BATCH], total=5) for rows in (slice(0, 1), slice(1, 3))]
+    assert_close(sum(part for part, _ in parts), loss, "the loss of two shares, 1 and 2 rows")
+    assert_close(sum(part.flat for _, part in parts), g.flat, "their gradients")
+
+
+@pytest.mark.parametrize("ops, dtype", [(NUMPY, np.float64), (CPU, np.float32)])
+def test_mlm_gradient_of_rows_without_a_masked_place_is_zero(ops, dtype):
+    p = Parameters(CONFIG, model().flat.astype(dtype))
+    nothing = tokens, np.full_like(targets, IGNORE), lengths
+    loss, g = gradient(p, nothing, 5, ops, dtype)
+    assert loss == 0 and not g.flat.any(), f"nothing was asked, but the loss is {loss}, the gradient not 0"
+
+
+def test_mlm_gradient_does_not_see_padding():
+    p = model()
+    loss, g = gradient(p)
+    other, h = gradient(p, (np.where(real, tokens, (tokens + 3) % 11), targets, lengths))
+    assert_close(other, loss, "the loss after padding changed")
+    assert_close(h.flat, g.flat, "all gradients after padding changed")
+    wider = [np.insert(array, 6, fill, axis=1) for array, fill in ((tokens, 4), (targets, IGNORE))]
+    other, h = gradient(p, (*wider, lengths))
+    assert_close(other, loss, "the loss with one more place of padding")
+    assert_close(h.flat, g.flat, "all gradients with one more place of padding")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_mlm_gradient_is_the_same_in_both_rooms(dropout):
+    p = model()
+    loss, g = gradient(p, dropout=dropout, seed=2)
+    single = Parameters(CONFIG, p.flat.astype(np.float32))
+    got, h = gradient(single, ops=CPU, dtype=np.float32, dropout=dropout, seed=2)
+    assert_close(got, loss, "the loss", rtol=1e-5)
+    for name, want in g.views.items():
+        assert_close(h.views[name], want, f"d {name}", rtol=1e-4, atol=1e-5)
+
+
+# update, train
+
+
+def test_update_is_muon_for_matrices_and_adamw_for_the_rest():
+    """Muon's step is the gradient with singular values near 1, AdamW's first one the rate with a sign."""
+    p, g = model(), filled(0)
+    before, m, v = Parameters(CONFIG, p.flat.copy()), filled(0), filled(0)
+    g.flat[:] = np.random.default_rng(2).normal(size=g.flat.size)
+    lesson.update(NUMPY, p, g, m, v, rate=0.01, step=1)
+    for name, view in p.views.items():
+        step = before.views[name] - view
+        if view.ndim == 1 or name in ("wte.weight", "wpe.weight"):
+            assert_close(step, 0.004 * np.sign(g.views[name]), f"the first step of {name}", rtol=1e-4)
+        else:
+            wide = math.sqrt(max(1, view.shape[1] / view.shape[0]))
+            values = np.linalg.svd(step / (0.01 * wide), compute_uv=False)
+            assert values.min() > 0.3 and values.max() < 1.3, f"singular values of {name}'s step: {values}"
+
+
+def test_train_learns_to_fill_in():
+    """Rows count upwards from somewhere, 0 to 9 and on: both neighbours tell what is hidden."""
+    rows, lengths = (np.arange(10)[:, None] + np.arange(7)) % 10, np.full(10, 7)
+    lengths[::2] = 4
+    p = init_parameters(Config(vocab_size=12, block_size=7, n_layer=1, n_head=2, n_embd=32))
+    losses = list(lesson.train(CPU, p, rows, lengths, 11, steps=150, batch=16))
+    assert losses[0] == pytest.approx(math.log(12), rel=0.1), "untrained, it is as good as a guess: log 12"
+    last = np.mean(losses[-20:])
+    assert last < 0.5, f"after 150 steps the loss is {last:.2f}: the encoder does not use the neighbours"
+    inputs, each, places = rows.copy(), np.arange(10), np.arange(10) % 4
+    inputs[each, places] = 11
+    x, _ = lesson.encoder_forward(CPU, p, inputs, lengths)
+    guesses = (x[each, places] @ p["wte.weight"].T).argmax(axis=1)
+    assert_close(guesses, rows[each, places], "what is filled in")
+
+
+def test_train_updates_with_the_gradient_of_the_whole_batch(monkeypatch):
+    batches, seen, p, original = [], [], model(), lesson.mask_tokens
+
+    def mask_tokens(rng, rows, lengths, mask_id, vocab_size, rate):
+        assert (mask_id, vocab_size) == (10, 11), f"mask {mask_id} of a vocabulary of {vocab_size}"
+        batches.append((*original(rng, rows, lengths, mask_id, vocab_size, rate), lengths))
+        return batches[-1][:2]
+
+    monkeypatch.setattr(lesson, "mask_tokens", mask_tokens)
+    monkeypatch.setattr(lesson, "update", lambda ops, p, g, *rest: seen.append(g.flat.copy()))
+    single = Parameters(CONFIG, p.flat.astype(np.float32))
+    losses = list(lesson.train(CPU, single, tokens, lengths, 10, steps=3, batch=5))
+    assert len(batches) == len(seen) == 3
+    assert (batches[0][0] != batches[1][0]).any(), "the second step saw what the first one did"
+    for got, loss, batch in zip(seen, losses, batches):
+        assert_close(loss, loss_of(p, batch), "the loss of a step", rtol=1e-5)
+        _, g = gradient(p, batch, np.count_nonzero(batch[1] != IGNORE))
+        for name, view in g.views.items():
+            assert_close(Parameters(CONFIG, got)[name], view, f"d {name} of a step", rtol=1e-4, atol=1e-5)
+
+
+def test_sentences_cuts_what_is_too_long_and_drops_what_is_too_short():
+    text = "‘Oh!’ said the king, and THE king’s men went home. Who? One two three four five six"
+    got = lesson.sentences(text, 8)
+    assert got == [["said", "the", "king", ",", "and", "the", "king’s", "men"],
+                   ["one", "two", "three", "four", "five", "six"]]
