@@ -9,8 +9,8 @@ A model folder holds three files, those of Hugging Face's GPT-2, so that `transf
 A training's checkpoint is one safetensors file with more arrays and its settings. Both carry a checksum: a
 model with one wrong number still writes text. Nothing in the format
 (https://huggingface.co/docs/safetensors) is executed; a pickled .bin runs what its author wanted.
-`make lesson 17` reads a file byte by byte, changes a bit, and ends processes while they write.
-`python -m lessons weights FOLDER` lists a GPT-2's tensors.
+`make lesson 17` reads a file byte by byte, changes a bit, and ends processes while they write; with a FOLDER,
+`python -m lessons weights FOLDER`, it lists a GPT-2's tensors.
 """
 import contextlib
 import json
@@ -25,12 +25,10 @@ from safetensors import SafetensorError
 
 from lessons.errors import InputError
 from lessons.gpt2_folder import config_json, open_tensors, read_config, read_parameters
-from lessons.l05_tokenizer import char_tokenizer
 from lessons.l16_gpt import count_parameters
 from lessons.parameters import Config, init_parameters
-from lessons.tokenizer_json import load_tokenizer, save_tokenizer
 
-# Words of ours in the metadata: two checksums of a model, and what a checkpoint is known by (version 2).
+# Ours in the metadata: two checksums of a model, and what a checkpoint is known by (version 2).
 SEAL, TOKENS_SEAL, STATE = "crc32 of sizes and numbers", "crc32 of the tokens", "training state 2"
 
 
@@ -101,6 +99,7 @@ def tokens_crc32(tokenizer):
 def save_model(folder, p, tokenizer):
     """Write the three files, float32; tokenizer may be None. The numbers come last: they make a folder a
     model. Their metadata has the checksums by which load_model knows that the three belong together."""
+    from lessons.tokenizer_json import save_tokenizer  # here: it brings Numba, which takes half a second
     folder, numbers = Path(folder), {name: np.asarray(view, np.float32) for name, view in p.views.items()}
     metadata = {"format": "pt", SEAL: checksum(numbers, p.config)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +118,7 @@ def load_model(folder):
     Names may begin with `transformer.`, an lm_head.weight may be there if it equals wte.weight, other floats
     become float32. InputError, in one line, where we would compute something else. But files from elsewhere
     have no checksum: there a changed bit is another number."""
+    from lessons.tokenizer_json import load_tokenizer
     config, path = read_config(Path(folder, "config.json")), Path(folder, "model.safetensors")
     with open_tensors(path) as file:
         p, metadata = read_parameters(path, config, file), file.metadata() or {}
@@ -173,6 +173,7 @@ def main(folder=None):
         for name, view in p.views.items():
             print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.3f} std {view.std():.3f}")
         return print(f"{count_parameters(p.config):,} parameters")
+    from lessons.l05_tokenizer import char_tokenizer
     with tempfile.TemporaryDirectory() as place:
         path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
         config = Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4)
@@ -192,9 +193,8 @@ def main(folder=None):
         target = Path(place, "weights")
         for point in "written in place, halfway", "atomically, halfway", "before the rename", "after it":
             target.write_text("OLD")
-            child = multiprocessing.get_context("spawn").Process(target=crash, args=(target, point))
-            child.start()
+            (child := multiprocessing.get_context("spawn").Process(target=crash, args=(target, point))).start()
             child.join()
-            left = [f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*"))]
-            print(f"  {point:26s} {', '.join(left)}")
+            left = (f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*")))
+            print(f"  {point:26s}", *left)
         print("Power loss would also take what the system has not put on the disk yet: hence fsync.")

@@ -109,12 +109,13 @@ def compressor(training, validation):
 
     It looks for repetitions of up to the whole text before, and knows nothing about language.
     """
-    size = [8 * len(lzma.compress(text.encode(), preset=9)) for text in (training, training + validation)]
+    size = [8 * len(lzma.compress(text.encode(), preset=6)) for text in (training, training + validation)]
     return (size[1] - size[0]) * math.log(2)
 
 
 def league(ops, text, folders):
-    """Score what does not learn and the GPTs in folders (or a small one, if there are none) on `text`.
+    """Score what does not learn and the GPTs in folders (or a small one, if there are none) on `text`, and
+    say whom, for a large GPT takes its time.
 
     folders: path -> seconds of training, None where it is not known to be one on the other nine tenths alone.
     -> [[name, parameters, seconds, perplexity of a token, bits a character in blocks side by side, in
@@ -124,12 +125,14 @@ def league(ops, text, folders):
     rows = []
     for name, baseline in (("all characters equally likely", uniform),
                            ("frequency of each character", frequencies), ("xz, a compressor", compressor)):
+        print(f"  scoring {name}", flush=True)
         nats = baseline(training, validation)
         unsure = None if baseline is compressor else perplexity(nats, len(validation))
         rows.append([name, None, None, unsure, None, bits_per_character(nats, len(validation))])
     models = [(f"GPT in {folder}" + (" *" if seconds is None else ""), load(folder), seconds)
               for folder, seconds in folders.items()]
     for name, (p, tokenizer), seconds in models or [("small GPT, trained now", quick_model(training), None)]:
+        print(f"  scoring {name}", flush=True)
         T = p.config.block_size
         try:
             before, tokens = tokenizer.encode(training[-100 * T:]), tokenizer.encode(validation)
@@ -160,13 +163,14 @@ def main(*argv):
     places = named or [str(path.parent) for path in sorted(Path("out").glob("*/training.safetensors"))]
     folders = {place: seconds_of_training(place, text) for place in places}
     folders = {place: seconds for place, seconds in folders.items() if named or seconds is not None}
-    print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it\n\n"
-          f"{'':53s}perplexity      bits a character, in windows\n"
+    print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it")
+    rows = league(ops, text, folders)
+    print(f"\n{'':53s}perplexity      bits a character, in windows\n"
           f"{'':34s}parameters  seconds  of a token  side by side  overlapping")
-    for name, *numbers in league(ops, text, folders):
+    for name, *numbers in rows:
         cells = zip(numbers, (12, 9, 12, 14, 13), (",d", ".0f", ".2f", ".3f", ".3f"))
         print(f"{name:32s}" + "".join(f"{'' if x is None else format(x, how):>{width}s}"
-                                      for x, width, how in cells), flush=True)
+                                      for x, width, how in cells))
     if None in folders.values():
         print("\n* trained on something else: it may have seen this text")
     if not folders:
