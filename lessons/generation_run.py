@@ -114,11 +114,11 @@ def model_at_hand():  # -> (Parameters, tokenizer)
     return quick_model(read_text("shakespeare"))
 
 
-def loss_on_validation_text(ops, p, tokenizer):  # -> nats a token, over at most 150 blocks
+def loss_on_validation_text(ops, p, tokenizer):  # -> nats a token, over at most 60 blocks
     from lessons.l18_training import split
     from lessons.texts import read_text
     T, tokens = p.config.block_size, tokenizer.encode(split(read_text("shakespeare"))[1])
-    tokens = tokens[:min((len(tokens) - 1) // T, 150) * T + 1]
+    tokens = tokens[:min((len(tokens) - 1) // T, 60) * T + 1]
     X, Y = tokens[:-1].reshape(-1, T), tokens[1:].reshape(-1, T)
     return sum(ops.cross_entropy(gpt_forward(ops, p, X[i:i + 8])[0], Y[i:i + 8], Y.size)[0]
                for i in range(0, len(X), 8))

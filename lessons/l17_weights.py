@@ -71,8 +71,7 @@ def write_tensors(path, arrays, metadata):
     header, end = {"__metadata__": metadata}, 0
     for name, a in arrays.items():
         dtype = "BOOL" if a.dtype == bool else f"{a.dtype.kind.upper()}{8 * a.itemsize}"  # F32, I64, ...
-        begin, end = end, end + a.nbytes
-        header[name] = {"dtype": dtype, "shape": a.shape, "data_offsets": [begin, end]}
+        header[name] = {"dtype": dtype, "shape": a.shape, "data_offsets": [end, end := end + a.nbytes]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
@@ -190,10 +189,11 @@ def main(folder=None):
         except InputError as error:
             print(f"one bit changed:   {str(error).replace(place, '...')}")
         print("\nOLD is on the disk, NEW is being written, and the process ends:")
-        target = Path(place, "weights")
+        target, spawn = Path(place, "weights"), multiprocessing.get_context("spawn")
         for point in "written in place, halfway", "atomically, halfway", "before the rename", "after it":
             target.write_text("OLD")
-            (child := multiprocessing.get_context("spawn").Process(target=crash, args=(target, point))).start()
+            child = spawn.Process(target=crash, args=(target, point))
+            child.start()
             child.join()
             left = (f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*")))
             print(f"  {point:26s}", *left)
