@@ -11,14 +11,14 @@ import numpy as np
 from lessons.l14_encoder import mask_tokens
 from tests.benchmarks.configs import CONFIGS
 from tests.benchmarks.race import WorkerFailed, race, ratios, worker
-from tests.benchmarks.report import spread, table, worst_gradient, write
+from tests.benchmarks.report import spread, table, write
+from tests.benchmarks.training import check
 
 MUST_AIM = "1.2 / 1.4"
 CONFIG, ROWS = CONFIGS["L"]
 WORKERS = {"ours": ["mlm_ours"], "PyTorch eager": ["mlm_pytorch", "eager"],
            "PyTorch compiled": ["mlm_pytorch", "compiled"],
            "PyTorch, rows end to end": ["mlm_pytorch", "end_to_end"]}
-LOSS, GRADIENT = 1e-4, 1e-4  # relative, as in training.py
 
 
 def batches(steps=16):
@@ -40,7 +40,7 @@ def run(options):
                 asks[name] = stack.enter_context(worker(*command))
             except WorkerFailed as reason:
                 absent[name] = str(reason)
-        agreement = check(asks, folder)
+        agreement = check(asks, ["mlm_pytorch", "float64"], folder)
         seconds = race(asks, options.rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
     best = min((name for name in seconds if name != "ours"), key=median.get)
@@ -54,21 +54,3 @@ def run(options):
            "ours is faster by", "must / aim", "worst gradient"], rows)
     write("mlm", {"tokens per second": speed, "best of PyTorch": best, "ratios": against, "seconds": seconds,
                   "agreement": agreement, "absent": absent}, options.rounds)
-
-
-def check(asks, folder):
-    """Compare every worker's first losses and gradients with float64's. -> {name: relative errors}"""
-    errors = {}
-    with worker("mlm_pytorch", "float64") as judge:
-        want_losses = np.array(judge("check", f"{folder}/want.npz"))
-    with np.load(f"{folder}/want.npz") as file:
-        want = dict(file)
-    for name, ask in asks.items():
-        loss = np.abs(np.array(ask("check", f"{folder}/got.npz")) / want_losses - 1).max()
-        with np.load(f"{folder}/got.npz") as got:
-            gradient, tensor = worst_gradient(got, want)
-        if not (loss <= LOSS and gradient <= GRADIENT):
-            raise SystemExit(f"{name} is not timed, for it is wrong: losses off by {loss:.1e}, "
-                             f"gradient of {tensor} by {gradient:.1e}")
-        errors[name] = {"losses": float(loss), "gradient": gradient, "tensor": tensor}
-    return errors

@@ -26,7 +26,7 @@ def run(options):
                     asks[name] = stack.enter_context(worker(*command, key))
                 except WorkerFailed as reason:
                     absent[name] = str(reason)
-            agreement = check(asks, key, folder)
+            agreement = check(asks, ["pytorch", "float64", key], folder)
             seconds = race(asks, options.rounds)
         results[key] = compare(key, seconds) | {"agreement": agreement, "absent": absent}
         rows += lines(key, results[key])
@@ -34,10 +34,11 @@ def run(options):
     write("training", results, options.rounds)
 
 
-def check(asks, key, folder):
-    """Compare every worker's first losses and gradients with float64's. -> {name: relative errors}"""
+def check(asks, right, folder):
+    """Compare every worker's first losses and gradients with those of the worker `right`, in float64.
+    -> {name: relative errors}"""
     errors = {}
-    with worker("pytorch", "float64", key) as judge:
+    with worker(*right) as judge:
         want_losses = np.array(judge("check", f"{folder}/want.npz"))
     with np.load(f"{folder}/want.npz") as file:
         want = dict(file)
@@ -46,7 +47,7 @@ def check(asks, key, folder):
         with np.load(f"{folder}/got.npz") as got:
             gradient, tensor = worst_gradient(got, want)
         if not (loss <= LOSS and gradient <= GRADIENT):
-            raise SystemExit(f"{name} on {key} is not timed, for it is wrong: losses off by {loss:.1e}, "
+            raise SystemExit(f"{name} is not timed, for it is wrong: losses off by {loss:.1e}, "
                              f"gradient of {tensor} by {gradient:.1e}")
         errors[name] = {"losses": float(loss), "gradient": gradient, "tensor": tensor}
     return errors
