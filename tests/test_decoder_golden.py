@@ -3,43 +3,30 @@ goldens/decoder.npz, in the order of computation: the name in the message is whe
 
 goldens/make_decoder_golden.py wrote the file; PyTorch is not needed here.
 """
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lessons import devices
 from lessons import l15_decoder as lesson
 from lessons.l14_encoder import encoder_forward
 from lessons.parameters import Parameters
+from tests.golden import ROOMS, load, of_kind, relative_error, started
 
 CONFIG = lesson.EncoderDecoderConfig(vocab_size=13, block_size=9, n_layer=2, n_head=2, n_embd=6)
-ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # and the relative error allowed
-with np.load(Path(__file__).parent / "goldens/decoder.npz") as file:
-    GOLDEN = dict(file)
+GOLDEN = load("decoder")
 BATCH = [GOLDEN[name] for name in ("source", "targets", "inputs", "lengths")]
 SOURCE, TARGETS, INPUTS, LENGTHS = BATCH
 REAL, COUNTED = np.arange(SOURCE.shape[1]) < LENGTHS[:, None], np.count_nonzero(TARGETS >= 0)
 
 
 def golden(kind):
-    """{name: array}, in the order of the file: that of computation."""
-    prefix = f"{kind}/"
-    return {name.removeprefix(prefix): array for name, array in GOLDEN.items() if name.startswith(prefix)}
-
-
-def relative_error(got, want):
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
+    return of_kind(GOLDEN, kind)
 
 
 @pytest.fixture(params=ROOMS)
 def room(request):
-    dtype, tolerance = ROOMS[request.param]
-    p = Parameters(CONFIG, dtype=dtype)
-    for name, array in golden("start").items():
-        p[name][:] = array
-    return SimpleNamespace(ops=devices.ops(request.param), p=p, dtype=dtype, tolerance=tolerance)
+    return started(request.param, CONFIG, golden("start"))
 
 
 def loss_and_gradients(room):

@@ -3,41 +3,28 @@ computation: the name in the message is where the first wrong number arises.
 
 goldens/make_encoder_golden.py wrote the file; PyTorch is not needed here.
 """
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lessons import devices
 from lessons.l14_encoder import mlm_gradient
 from lessons.parameters import Config, Parameters
+from tests.golden import ROOMS, load, of_kind, relative_error, started
 
 CONFIG = Config(vocab_size=23, block_size=8, n_layer=2, n_head=2, n_embd=8)
-ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # and the relative error allowed
-with np.load(Path(__file__).parent / "goldens/encoder.npz") as file:
-    GOLDEN = dict(file)
+GOLDEN = load("encoder")
 BATCH = TOKENS, TARGETS, LENGTHS = GOLDEN["tokens"], GOLDEN["targets"], GOLDEN["lengths"]
 REAL, MASKED = np.arange(TOKENS.shape[1]) < LENGTHS[:, None], np.count_nonzero(TARGETS >= 0)
 
 
 def golden(kind):
-    """{name: array}, in the order of the file: that of computation."""
-    prefix = f"{kind}/"
-    return {name.removeprefix(prefix): array for name, array in GOLDEN.items() if name.startswith(prefix)}
-
-
-def relative_error(got, want):
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
+    return of_kind(GOLDEN, kind)
 
 
 @pytest.fixture(params=ROOMS)
 def room(request):
-    dtype, tolerance = ROOMS[request.param]
-    p = Parameters(CONFIG, dtype=dtype)
-    for name, array in golden("start").items():
-        p[name][:] = array
-    return SimpleNamespace(ops=devices.ops(request.param), p=p, dtype=dtype, tolerance=tolerance)
+    return started(request.param, CONFIG, golden("start"))
 
 
 def loss_and_gradients(room, ops):

@@ -3,41 +3,28 @@
 Every step is compared with its golden before the next one is looked at, so the name in the message is where
 the first wrong number arises. goldens/make_gpt_golden.py wrote the file; PyTorch is not needed here.
 """
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lessons import devices
 from lessons.l10_optimizers import clip_scale
 from lessons.l16_gpt import gpt_backward, gpt_forward
 from lessons.parameters import Config, Parameters
+from tests.golden import ROOMS, load, of_kind, relative_error, started
 
 CONFIG = Config(vocab_size=23, block_size=12, n_layer=2, n_head=2, n_embd=16)
-ROOMS = {"numpy": (np.float64, 1e-12), "cpu": (np.float32, 1e-5)}  # and the relative error allowed
-with np.load(Path(__file__).parent / "goldens/gpt.npz") as file:
-    GOLDEN = dict(file)
+GOLDEN = load("gpt")
 TOKENS, TARGETS = GOLDEN["tokens"], GOLDEN["targets"]
 
 
 def golden(kind):
-    """{name: array}, in the order of the file: that of computation."""
-    prefix = f"{kind}/"
-    return {name.removeprefix(prefix): array for name, array in GOLDEN.items() if name.startswith(prefix)}
-
-
-def relative_error(got, want):
-    return np.linalg.norm(got - want) / np.linalg.norm(want)
+    return of_kind(GOLDEN, kind)
 
 
 @pytest.fixture(params=ROOMS)
 def room(request):
-    dtype, tolerance = ROOMS[request.param]
-    p = Parameters(CONFIG, dtype=dtype)
-    for name, array in golden("start").items():
-        p[name][:] = array
-    return SimpleNamespace(ops=devices.ops(request.param), p=p, dtype=dtype, tolerance=tolerance)
+    return started(request.param, CONFIG, golden("start"))
 
 
 def recording(ops, outputs):
