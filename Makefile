@@ -3,19 +3,27 @@
 # make lesson 12    run lesson 12; make lesson attention finds it by name
 # make train        train a GPT on Shakespeare, about three minutes on two cores
 # make generate     write text with the model in out/shakespeare
+#
+# make exercise 12  write workbook/12/: lesson 12 with blanks, for you to fill (FRESH=1: once more)
+# make check 12     is it right? make watch 12 checks at every save
+# make hint 12      a hint, each time a stronger one
+# make solution 12  once all is right: yours beside the reference's
+# make progress     how far you are; MINE=1 after lesson, check, train: on what you wrote
+#
 # make test         run the tests
 # make bench        compare the speed with PyTorch and others; installs them first
 # make clean        remove .venv and __pycache__; what you made in out/ and workbook/ stays
 PYTHON ?= python3
 PY := .venv/bin/python
 
-VERBS := help lesson train generate test bench clean
+NUMBERED := lesson exercise check watch hint solution
+VERBS := help $(NUMBERED) progress train generate test bench clean
 WORDS := $(wordlist 2,99,$(MAKECMDGOALS))
 .PHONY: $(VERBS) no-python
 
 # STEPS=9 or args="--steps 9" would be read by nobody: three minutes of training would start with the defaults.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-UNKNOWN := $(firstword $(filter-out ARGS PYTHON N SHELL,$(GIVEN)))
+UNKNOWN := $(firstword $(filter-out ARGS PYTHON N SHELL MINE FRESH,$(GIVEN)))
 ifneq ($(UNKNOWN),)
   $(error nothing here is called $(UNKNOWN). Options go into ARGS: make train ARGS="--steps 9")
 endif
@@ -25,17 +33,23 @@ help:
 	@echo; echo '  Options go through ARGS: make train ARGS="--steps 200", and ARGS=--help shows them.'; echo
 	@{ $(PY) -m lessons || "$(PYTHON)" -m lessons; } 2>/dev/null || echo "The lessons are in lessons/."
 
-lesson: .venv/ok
-	@$(PY) -m lessons $(N) $(ARGS)
+# With MINE=1 the learner's finished functions stand in place of the reference's.
+LESSONS := $(PY) -m $(if $(MINE),tests mine,lessons)
 
-ifeq ($(firstword $(MAKECMDGOALS)),lesson)
+lesson: .venv/ok
+	@$(LESSONS) $(N) $(ARGS)
+
+exercise check watch hint solution: .venv/ok
+	@$(PY) -m tests $@ $(N) $(if $(FRESH),fresh) $(if $(MINE),mine)
+
+ifneq ($(filter $(NUMBERED),$(firstword $(MAKECMDGOALS))),)
   # `make lesson 12`: make takes 12 for a second thing to build. It becomes N, and a target that does nothing.
   # The other verbs are not defined here, or `make lesson train` would find the lesson and then train.
   N := $(firstword $(WORDS))
   ifneq ($(word 2,$(WORDS)),)
-    $(error one lesson at a time: make lesson $(N))
+    $(error one lesson at a time: make $(firstword $(MAKECMDGOALS)) $(N))
   endif
-  ifneq ($(filter-out help lesson,$(N)),)
+  ifneq ($(filter-out help $(NUMBERED),$(N)),)
 .PHONY: $(N)
 $(N): ; @:
   endif
@@ -46,10 +60,13 @@ else
   endif
 
 train: .venv/ok
-	@$(PY) -m lessons training $(ARGS)
+	@$(LESSONS) training $(ARGS)
 
 generate: .venv/ok
-	@$(PY) -m lessons generation --model out/shakespeare $(ARGS)
+	@$(LESSONS) generation --model out/shakespeare $(ARGS)
+
+progress: .venv/ok
+	@$(PY) -m tests progress
 
 test: .venv/ok
 	@$(PY) -m pytest $(ARGS)

@@ -1,0 +1,147 @@
+"""What a learner types: exercise, check, hint, watch, progress, solution, and MINE=1."""
+import difflib
+import os
+import subprocess
+import sys
+import time
+
+from lessons.errors import InputError
+from tests.exercises import check as checking
+from tests.exercises import workbook
+from tests.exercises.sheet import ROOT, files_of, first_line, functions, sheet, text_of
+from tests.exercises.stub import lines_of_code
+from tests.exercises.workbook import mine, read, reference, show
+
+
+def lesson_of(which):  # "12", "attention" -> "12", {name: Exercise}
+    from lessons.__main__ import find
+
+    if not which:
+        raise InputError("which lesson? For example: make exercise 12. make progress lists them")
+    number, name = find(which)
+    lesson = f"{number:02d}"
+    if lesson not in sheet():
+        raise InputError(f"lesson {number}, {name}, has no exercises. These have: {', '.join(map(str, map(int, sheet())))}")
+    return lesson, sheet()[lesson]
+
+
+def begun(which):
+    lesson, exercises = lesson_of(which)
+    if not any(mine(lesson, file).exists() for file in files_of(exercises)):
+        raise InputError(f"lesson {int(lesson)} has no workbook yet: make exercise {int(lesson)} writes one")
+    return lesson, exercises
+
+
+def exercise(which="", fresh=""):
+    lesson, exercises = lesson_of(which)
+    written = workbook.start(lesson, exercises, fresh == "fresh")
+    print("\nWrite, in this order:")
+    for file, todo in files_of(exercises).items():
+        if mine(lesson, file) in written:
+            nodes = functions(reference(file))
+            for name, entry in todo.items():
+                n = lines_of_code(nodes[name].body[1 + entry.keep:])
+                print(f"  {name:28} about {n:2} line{'s' * (n > 1)}   {show(mine(lesson, file))}")
+    print(f"\nThen: make check {int(lesson)}, as often as you like. Stuck? make hint {int(lesson)}")
+    return 0
+
+
+def check(which="", scope=""):
+    lesson, exercises = begun(which)
+    if scope == "mine":
+        use_mine()
+    for line in workbook.updated(lesson, exercises):
+        print(f"{line}\n")
+    verdicts = checking.check(lesson, exercises)
+    checking.keep(lesson, exercises, verdicts)
+    return 0 if checking.report(lesson, exercises, verdicts) else 1
+
+
+def hint(which=""):
+    lesson, exercises = begun(which)
+    done = set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+    name = next((name for name in exercises if name not in done), None)
+    if name is None:
+        print(f"Lesson {int(lesson)} is done. make solution {int(lesson)} compares yours with the reference.")
+        return 0
+    entry, seen = exercises[name], workbook.of(lesson, "hints")
+    n = seen.get(name, 0)
+    for i, text in enumerate(entry.hints[:n + 1], 1):
+        print(f"{name}, hint {i} of {len(entry.hints)}: {text}")
+    if n < len(entry.hints):
+        workbook.remember(lesson, hints={**seen, name: n + 1})
+        print(f"\nAnother: make hint {int(lesson)}. Done? make check {int(lesson)}")
+    else:
+        line = first_line(functions(reference(entry.file))[name])
+        print(f"\nThat was the last. The reference's answer: {entry.file}:{line}")
+    return 0
+
+
+def watch(which="", scope=""):
+    """Check again whenever a file of the lesson's workbook is saved."""
+    lesson, exercises = begun(which)
+    paths = [mine(lesson, file) for file in files_of(exercises)]
+    before = None
+    while True:  # asks for the files' times: events get lost on network drives
+        now = [(path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None for path in paths]
+        if now != before:
+            if sys.stdout.isatty():
+                print("\033[2J\033[H", end="")
+            print(f"{time.strftime('%H:%M:%S')}  watching lesson {int(lesson)}; Ctrl-C ends it\n", flush=True)
+            subprocess.run([sys.executable, "-m", "tests", "check", lesson, *([scope] if scope else [])])
+            before = now
+        time.sleep(0.3)
+
+
+def progress():
+    following = None
+    for lesson, exercises in sheet().items():
+        done = set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+        hints = sum(workbook.of(lesson, "hints").values())
+        name = next(file for file in files_of(exercises)).split("_", 1)[1].removesuffix(".py")
+        bar = "#" * len(done) + "." * (len(exercises) - len(done))
+        print(f"{int(lesson):3} {name:12} {bar:16} {len(done):2} of {len(exercises):2}"
+              + (f"   {hints} hint{'s' * (hints > 1)}" if hints else ""))
+        if following is None and len(done) < len(exercises):
+            following = lesson
+    if following:
+        started = mine(following, next(iter(files_of(sheet()[following])))).exists()
+        print(f"\nGo on: make {'check' if started else 'exercise'} {int(following)}")
+    else:
+        print("\nEverything is done: make train MINE=1 trains a GPT on what you wrote.")
+    return 0
+
+
+def solution(which=""):
+    lesson, exercises = begun(which)
+    for file, todo in files_of(exercises).items():
+        left = [name for name in todo if name not in workbook.finished(lesson, file, todo)]
+        if left:
+            raise InputError(f"{left[0]} is not done: finish it (make check {int(lesson)}), or ask for a hint "
+                             f"(make hint {int(lesson)}). The solution is for comparing")
+    for file, todo in files_of(exercises).items():
+        for name in todo:
+            yours, ours = text_of(read(mine(lesson, file)), name), text_of(reference(file), name)
+            print(f"---- {name}: " + ("the same as the reference" if yours == ours else "- yours, + the reference"))
+            if yours != ours:
+                lines = difflib.unified_diff(yours.splitlines(), ours.splitlines(), lineterm="", n=2)
+                print("\n".join(line for line in lines if not line.startswith(("---", "+++", "@@"))))
+    return 0
+
+
+def use_mine():
+    """The environment in which the learner's finished functions stand in place of the reference's."""
+    folder, lines = workbook.my_course(sheet())
+    if not lines:
+        raise InputError("nothing of yours is finished yet, so there is nothing to use: make exercise 5, and make check 5")
+    print("Runs with your functions; all others are the reference's:\n" + "\n".join(lines) + "\n", flush=True)
+    os.environ["LESSONS_PATH"] = str(folder)
+    os.environ["NUMBA_CACHE_DIR"] = str(folder / "compiled")
+
+
+def run_mine(*arguments):
+    """python -m lessons ..., on the learner's code."""
+    use_mine()
+    return subprocess.run([sys.executable, "-m", "lessons", *arguments], cwd=ROOT).returncode
+
+

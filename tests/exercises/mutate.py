@@ -1,0 +1,152 @@
+"""Mistakes, planted into a right function one at a time. A test that lets one through would praise a learner
+who made it. The hand-written ones are in mutants.toml; the general ones are made here, from the syntax tree.
+"""
+import ast
+import functools
+import textwrap
+import tomllib
+
+from tests.exercises.sheet import ROOT, functions, has_docstring, text_of
+
+OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+         ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And}
+CALLED = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum",
+          "argmax": "argmin", "argmin": "argmax", "zeros": "ones", "exp": "expm1", "log": "log1p"}
+DROPPED = ("swapaxes", "transpose", "astype", "f32", "float", "int", "copy")  # calls that hand their value on
+ANSWERS = ("none", "zeros", "negative", "double", "nan")
+
+
+@functools.cache
+def by_hand():
+    with open(ROOT / "tests/mutants.toml", "rb") as file:
+        return tomllib.load(file)
+
+
+@functools.cache
+def survivors():  # -> {"12": {"flash_attention": {mutant: why}}}
+    with open(ROOT / "tests/survivors.toml", "rb") as file:
+        return {lesson: {name: {entry["mutant"]: entry["why"] for entry in entries}
+                         for name, entries in names.items()} for lesson, names in tomllib.load(file).items()}
+
+
+def hand_made(exercise, source):  # -> [(what was changed, the function's text)]
+    """ValueError unless what is to be replaced stands exactly once in the function, docstring aside."""
+    made = []
+    node, text = functions(source)[exercise.name], text_of(source, exercise.name)
+    if has_docstring(node):
+        code = text.index('"""', text.index('"""') + 3) + 3
+    else:
+        code = 0
+    for entry in by_hand().get(exercise.lesson, {}).get(exercise.name, []):
+        find, put = entry["find"], entry["put"]
+        if text.count(find, code) != 1 or find == put:
+            raise ValueError(f"mutants.toml, {exercise.lesson}.{exercise.name}: {find!r} stands "
+                             f"{text.count(find, code)} times in its code, and must stand there once")
+        made.append((f"{find} -> {put}", textwrap.dedent(text[:code] + text[code:].replace(find, put))))
+    return made
+
+
+def general(exercise, source):  # -> [(what was changed, the function's text)], each text once
+    tree = ast.parse(textwrap.dedent(text_of(source, exercise.name)))
+    function = tree.body[0]
+    body = function.body[1:] if has_docstring(function) else function.body
+    made, seen = [], {ast.unparse(tree)}
+    for statement in body:
+        for change in changes(statement, function, exercise.name):
+            text = ast.unparse(tree)
+            if text not in seen:
+                seen.add(text)
+                made.append((change, text))
+    return made
+
+
+def changes(node, parent, name):
+    """Yields a description of each change while the tree has it; afterwards the tree is as before."""
+    if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.arguments, ast.Import, ast.ImportFrom)):
+        return
+    for new in variants(node, parent, name):
+        shown = parent if isinstance(node, ast.Constant) and isinstance(parent, ast.expr) else node
+        old = " ".join(ast.unparse(shown).split())
+        replace(parent, node, new)
+        shown = parent if shown is parent else new
+        yield f"{old} -> {'(removed)' if isinstance(new, ast.Pass) else ' '.join(ast.unparse(shown).split())}"
+        replace(parent, new, node)
+    for child in ast.iter_child_nodes(node):
+        yield from changes(child, node, name)
+
+
+def replace(parent, old, new):
+    for field, value in ast.iter_fields(parent):
+        if value is old:
+            setattr(parent, field, new)
+        elif isinstance(value, list):
+            value[:] = [new if item is old else item for item in value]
+
+
+def variants(node, parent, name):
+    """The wrong nodes that a learner might have written in place of this one, in the function of this name."""
+    match node:
+        case ast.BinOp(left, ast.Add() | ast.Sub() as op, right):
+            yield ast.BinOp(left, OTHER[type(op)](), right)
+        case ast.BinOp(left, ast.Mult(), right):
+            yield from (left, right)
+        case ast.BinOp(left, ast.Div() | ast.FloorDiv() as op, right):
+            yield left
+            yield ast.BinOp(left, ast.FloorDiv() if isinstance(op, ast.Div) else ast.Div(), right)
+        case ast.BinOp(left, ast.Pow(), _):
+            yield left
+        case ast.UnaryOp(ast.USub(), ast.Constant() as value) if isinstance(parent, ast.keyword):
+            yield ast.Constant(0) if parent.arg == "axis" else value
+        case ast.UnaryOp(ast.USub() | ast.Not(), value):
+            yield value
+        case ast.Compare(left, [op, *ops], rest) if type(op) in OTHER:
+            yield ast.Compare(left, [OTHER[type(op)](), *ops], rest)
+        case ast.BoolOp(op, values):
+            yield ast.BoolOp(OTHER[type(op)](), values)
+        case ast.IfExp(_, body, orelse):
+            yield from (body, orelse)
+        case ast.Tuple([first, _, *_]) if isinstance(parent, ast.keyword) and parent.arg == "axis":
+            yield first
+        case ast.Constant(bool() as value):
+            yield ast.Constant(not value)
+        case ast.Constant(0) if isinstance(parent, ast.keyword) and parent.arg == "axis":
+            yield ast.UnaryOp(ast.USub(), ast.Constant(1))
+        case ast.Constant(int() as value):
+            yield ast.Constant(value + 1)
+        case ast.Constant(float() as value):
+            yield ast.Constant(2 * value if value else 1.0)
+        case ast.Call(ast.Name("range"), [*before, stop], []):
+            for op in ast.Sub(), ast.Add():
+                yield ast.Call(node.func, [*before, ast.BinOp(stop, op, ast.Constant(1))], [])
+        case ast.Call(ast.Attribute(value, name), arguments) if name in DROPPED and not isinstance(parent, ast.Expr):
+            yield arguments[0] if isinstance(value, ast.Name) and value.id == "np" and arguments else value
+        case ast.Call(ast.Name(name), [value]) if name in DROPPED:
+            yield value
+        case ast.Attribute(value, "T"):
+            yield value
+        case ast.Attribute(value, name) if name in CALLED and isinstance(parent, ast.Call):
+            yield ast.Attribute(value, CALLED[name])
+        case ast.Name("max" | "min" as name) if isinstance(parent, ast.Call):
+            yield ast.Name(CALLED[name])
+        case ast.Slice(lower, upper, step):
+            if lower:
+                yield ast.Slice(ast.BinOp(lower, ast.Add(), ast.Constant(1)), upper, step)
+            if upper:
+                yield ast.Slice(lower, ast.BinOp(upper, ast.Sub(), ast.Constant(1)), step)
+        case ast.AugAssign(target, op, value):
+            yield ast.Pass()
+            yield ast.Assign([target], value, lineno=0)
+            if type(op) in OTHER:
+                yield ast.AugAssign(target, OTHER[type(op)](), value)
+        case ast.Assign([ast.Subscript() | ast.Attribute()]) | ast.Expr(ast.Call()) | ast.If(orelse=[]):
+            yield ast.Pass()
+        case ast.Return(ast.Tuple(elements)):
+            yield ast.Return(ast.Constant(None))
+            # What forward keeps for backward is the learner's own affair, unless a test of forward looks at it.
+            for i, element in enumerate(elements[:1] if name.endswith("_forward") else elements):
+                for answer in ANSWERS:
+                    wrong = ast.Call(ast.Name(f"answer_{answer}"), [element], [])
+                    yield ast.Return(ast.Tuple([*elements[:i], wrong, *elements[i + 1:]]))
+        case ast.Return(value) if value:
+            for answer in ANSWERS:
+                yield ast.Return(ast.Call(ast.Name(f"answer_{answer}"), [value], []))

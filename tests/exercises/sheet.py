@@ -1,0 +1,91 @@
+"""The sheet: what a learner writes (tests/exercises.toml), and which tests ask for it.
+
+A lesson's exercises lie in its own file and in its kernels'. Each file has one file of tests:
+
+    lessons/l12_attention.py  ->  tests/test_l12_attention.py
+    kernels/cpu/attention.py  ->  tests/test_cpu_attention.py
+"""
+import ast
+import functools
+import re
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Exercise(NamedTuple):
+    lesson: str  # "12"
+    name: str  # "attention_forward"; a method is "Tokenizer.encode"
+    file: str  # "lessons/l12_attention.py"
+    hints: list
+    keep: int = 0  # so many statements stay in the stub
+
+
+@functools.cache
+def sheet():  # -> {"12": {"attention_forward": Exercise}}, lessons and functions in the order of writing
+    with open(ROOT / "tests/exercises.toml", "rb") as file:
+        lessons = tomllib.load(file)
+    return {number: {name: Exercise(number, name, **entry) for name, entry in lessons[number].items()}
+            for number in sorted(lessons)}
+
+
+def files_of(exercises):  # {name: Exercise} -> {file: {name: Exercise}}, the lesson's own file first
+    found = {}
+    for name, exercise in exercises.items():
+        found.setdefault(exercise.file, {})[name] = exercise
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("lessons/l")))
+
+
+def module_name(file):
+    """
+    >>> module_name("kernels/cpu/attention.py")
+    'kernels.cpu.attention'
+    """
+    return file.removesuffix(".py").replace("/", ".")
+
+
+def test_file(file):
+    """
+    >>> test_file("kernels/cpu/attention.py"), test_file("lessons/l12_attention.py")
+    ('tests/test_cpu_attention.py', 'tests/test_l12_attention.py')
+    """
+    folder, name = file.rsplit("/", 1)
+    return f"tests/test_{folder.removeprefix('kernels').strip('/')}_{name}" if folder.startswith("kernels") \
+        else f"tests/test_{name}"
+
+
+def asked_for(test, names):
+    """The function that a test is about: the longest name that fits, or None.
+
+    >>> asked_for("test_softmax_backward_of_rows[3]", ["softmax", "softmax_backward"])
+    'softmax_backward'
+    """
+    test = re.sub(r"\[.*", "", test) + "_"
+    fits = [name for name in names if test.startswith(f"test_{name.replace('.', '_').lower()}_")]
+    return max(fits, key=len, default=None)
+
+
+def functions(source):  # -> {name: node}
+    """The functions of a file; a method is Class.method. SyntaxError if the file is not Python."""
+    found = {}
+    for node in ast.parse(source).body:
+        for inner in [node, *node.body] if isinstance(node, ast.ClassDef) else [node]:
+            if isinstance(inner, ast.FunctionDef):
+                found[inner.name if inner is node else f"{node.name}.{inner.name}"] = inner
+    return found
+
+
+def first_line(node):
+    """Decorators belong to their function."""
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def text_of(source, name):  # -> the lines of one function, decorators included; None if it is not there
+    node = functions(source).get(name)
+    return node and "".join(source.splitlines(keepends=True)[first_line(node) - 1:node.end_lineno])
+
+
+def has_docstring(node):
+    return ast.get_docstring(node) is not None

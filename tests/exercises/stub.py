@@ -1,0 +1,48 @@
+"""A lesson's file with blanks: what `make exercise` writes, and what can be read off such a file."""
+import ast
+
+from tests.exercises.sheet import first_line, functions, has_docstring
+
+
+def blank(source, exercises):  # text, {name: Exercise} -> text
+    """The body of each exercise is taken out. Decorators, signature, docstring and the first `keep` statements
+    stay; comments between the others go, they are part of the answer."""
+    lines, nodes = source.splitlines(keepends=True), functions(source)
+    for name in sorted(exercises, key=lambda name: -nodes[name].lineno):  # from the end: line numbers hold
+        node, exercise = nodes[name], exercises[name]
+        kept = has_docstring(node) + exercise.keep
+        start = node.body[kept - 1].end_lineno if kept else node.body[0].lineno - 1
+        n = lines_of_code(node.body[kept:])
+        pad = " " * node.body[0].col_offset
+        lines[start:node.end_lineno] = [
+            f"{pad}# TODO: about {n} line{'s' * (n > 1)}. Stuck? make hint {int(exercise.lesson)}\n",
+            f'{pad}raise NotImplementedError("{name}")\n']
+    return "".join(lines)
+
+
+def lines_of_code(body):
+    return len({node.lineno for node in ast.walk(ast.Module(body, [])) if hasattr(node, "lineno")})
+
+
+def is_blank(node):
+    return any(isinstance(statement, ast.Raise) and "NotImplementedError" in ast.unparse(statement)
+               for statement in node.body)
+
+
+def signature(node):
+    """What callers rely on: kind, names, order, defaults.
+
+    >>> signature(functions("def f(x, n=1): return n")["f"])
+    'f(x, n=1)'
+    """
+    return f"{node.name}({ast.unparse(node.args)})"
+
+
+def pieces(source):  # -> {"attention_forward": text, "import": text, ...}
+    """The top-level parts of a file, to say what an update changed; methods apart, about-lines left out."""
+    lines, found = source.splitlines(), {}
+    for node in ast.parse(source).body:
+        name = getattr(node, "name", None) or " ".join(ast.unparse(node).split())[:40]
+        text = lines[first_line(node) - 1 if hasattr(node, "decorator_list") else node.lineno - 1:node.end_lineno]
+        found[name] = "\n".join(line for line in text if "# TODO: about" not in line)
+    return found
