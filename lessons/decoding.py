@@ -69,12 +69,16 @@ def cached_forward(ops, p, tokens, start, kv, threads=1):  # (B, T), int, (L, B,
 
 
 def read(ops, p, tokens, kv_cache, threads=1):  # (B, T) -> (B, T, V), of too long a prompt for its end
-    """Put the tokens after those in the KV cache; return the logits of what follows each.
+    """Put the tokens after those in the KV cache; return the logits of what follows each of them.
 
-    When the block is full, its last half and the new tokens are read again, from position 0 on. To drop the
-    oldest token alone would not do: a position is a row of a table, so every token that moves up gets another
-    vector, and with it other keys and values, in all layers. Half a block at once makes this rare.
-    Raises InputError if a logit is NaN or infinite.
+    cached_forward fills in keys and values, `remember` the tokens. Where old and new ones are more than the
+    block, the last block_size // 2 of the old ones (all, if they are fewer) and the new ones, of these
+    together the last block_size, are read again, from position 0 on. To drop the oldest token alone would
+    not do: a position is a row of a table, so every token that moves up gets another vector, and with it
+    other keys and values, in all layers. Half a block at once makes this rare.
+
+    Logits are returned of the new tokens only. Of `threads` as many take part as have PIECE tokens each, at
+    least one. Raises InputError if a logit is NaN or infinite.
     """
     block, T = p.config.block_size, tokens.shape[1]
     if kv_cache.length + tokens.shape[1] > block:
@@ -85,7 +89,8 @@ def read(ops, p, tokens, kv_cache, threads=1):  # (B, T) -> (B, T, V), of too lo
     return remember(tokens, logits, kv_cache)[:, -T:]
 
 
-def remember(tokens, logits, kv_cache):
+def remember(tokens, logits, kv_cache):  # (B, T), (B, T, V)
+    """The tokens are those that stand behind kv_cache.length others now. Returns the logits, if finite."""
     if not np.isfinite(logits).all():
         raise InputError("the model answers NaN or infinity: take a checkpoint from before its loss exploded")
     end = kv_cache.length + tokens.shape[1]
@@ -96,8 +101,12 @@ def remember(tokens, logits, kv_cache):
 def to_int8(weight):  # (C, K) -> (C, K) int8, (K,)
     """Whole numbers from -127 to 127, and one scale for each output: weight is about numbers * scale.
 
-    The largest of a column becomes 127. An error of half a step is 1/254 of it; the sum over C inputs
-    averages the errors out. Dettmers et al. 2022, section 2.1 ("absmax"), by output.
+        scale = max(|column|) / 127, in weight's dtype        numbers = weight / scale, to the nearest
+
+    So the largest of a column becomes 127 or -127. An error of half a step is 1/254 of it; the sum over C
+    inputs averages the errors out. A column whose scale would be below float32's smallest normal number,
+    np.finfo(np.float32).tiny, is as good as 0: its scale is 1. weight is only read.
+    Dettmers et al. 2022, section 2.1 ("absmax"), by output.
     """
     scale = np.abs(weight).max(axis=0) / 127
     scale[scale < np.finfo(np.float32).tiny] = 1  # a column of zeros, or of what is nearly 0

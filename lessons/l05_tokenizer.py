@@ -33,10 +33,9 @@ ID_OF_BYTE[0xFF] = EDGE  # UTF-8 never contains the byte FF: it can stand betwee
 
 def clean(text):
     r"""One way to write each thing: tags go (blocks end a line), entities become characters, invisible ones
-    go, letter and accent are one (NFC), spaces and empty lines single. What looks like a tag is taken for
-    one: "x<y>z" becomes "xz". Nor is foreign HTML made safe. Training takes a text as it is: clean it before.
-    >>> clean("  Caf\u0065\u0301 &amp; <b>bar</b>:<br />1 &lt;\u00a0 2 ")
-    'Café & bar:\n1 < 2'
+    go, letter and accent are one (NFC), spaces and empty lines single. What looks like a tag is one.
+    >>> clean("  Caf\u0065\u0301 &amp; <b>bar</b>:<br />1 &lt;\u00a0 2, x<y>z ")
+    'Café & bar:\n1 < 2, xz'
     """
     for pattern, new in ((r"(?i)</?(br|p|div|li|tr|h\d)\b[^<>]*>|\r\n|[\r\v\f\x85\u2028\u2029]", "\n"),
                          (r"<!--(?s:(?!<!--).)*?-->|</?[A-Za-z][^<>]*>", ""),
@@ -47,8 +46,9 @@ def clean(text):
     return unicodedata.normalize("NFC", text).strip()
 
 
-def merge(word, pair, new):  # (id, id, ...) -> (id, ...)
-    """From the left: of aaa the first two become one token, and the third stays."""
+def merge(word, pair, new):  # (id, id, ...), (left, right), id -> (id, ...)
+    """A tuple: word, with one token, new, for every left that a right follows. It goes from the left, and no
+    token is in two pairs: of aaa the first two become one, and the third stays."""
     merged = []
     for id in word:
         if merged and (merged[-1], id) == pair:
@@ -58,8 +58,18 @@ def merge(word, pair, new):  # (id, id, ...) -> (id, ...)
     return tuple(merged)
 
 
-def learn(text, n):  # -> [(left, right), ...], at most n pairs of ids; the m-th becomes token 256 + m
-    """BPE as it is defined. A text repeats its words, so each is kept once, with how often it occurs."""
+def encode_word(word, pairs=()):  # str, m pairs (left, right) -> (id, id, ...)
+    """A tuple: the ids of the bytes of word in UTF-8, where b has the id BYTE_OF_ID.index(b); then merge by
+    merge, first learned, first merged: pairs[0] becomes token 256 = BYTES, pairs[m] becomes 256 + m."""
+    ids = tuple(BYTE_OF_ID.index(byte) for byte in word.encode())
+    for new, pair in enumerate(pairs, BYTES):
+        ids = merge(ids, pair, new)
+    return ids
+
+
+def learn(text, n):  # -> [(left, right), ...], at most n pairs of ids; pair m becomes token 256 + m
+    """BPE as on top: n times, or until no pair occurs twice (in aaa, a+a does). A text repeats the words that
+    WORDS finds, so each is kept once, with its count: count(pair) = the sum of these, where pair stands."""
     words, pairs = {encode_word(word): times for word, times in Counter(WORDS.findall(text)).items()}, []
     for new in range(BYTES, BYTES + n):
         counts = Counter()
@@ -72,14 +82,6 @@ def learn(text, n):  # -> [(left, right), ...], at most n pairs of ids; the m-th
         pairs.append(best)
         words = {merge(word, best, new): times for word, times in words.items()}
     return pairs
-
-
-def encode_word(word, pairs=()):  # str, the result of learn -> (id, id, ...)
-    """The bytes, then every merge in the order of learning: what learn would have made of this word."""
-    ids = tuple(BYTE_OF_ID.index(byte) for byte in word.encode())
-    for new, pair in enumerate(pairs, BYTES):
-        ids = merge(ids, pair, new)
-    return ids
 
 
 class Tokenizer:
@@ -101,8 +103,9 @@ class Tokenizer:
             raise InputError(f"{special_tokens}: a special token is a new text, not empty; take '<|end|>'")
 
     def encode(self, text, allow_special=False):  # str -> (N,) int32
-        """With allow_special, a special token written in text becomes its own id. Without, it is text like
-        any other: a user who types <|endoftext|> ends nothing. InputError: not UTF-8; unknown to "char"."""
+        """parts = [text], or, with allow_special, text cut at each special token s, the longer if two fit: s
+        is the id self.special[s], and any other piece n is encode_part(parts, n). Without, s is mere text: a
+        user who types <|endoftext|> ends nothing. InputError: not UTF-8; unknown to "char"."""
         try:
             text.encode()
         except UnicodeEncodeError as bad:  # a broken byte of a command line becomes '\udc80' to '\udcff'
@@ -119,8 +122,7 @@ class Tokenizer:
         try:
             return np.fromiter(map(self.table.__getitem__, parts[n]), np.int32, len(parts[n]))
         except KeyError as unknown:
-            new = unknown.args[0]
-            at = sum(map(len, parts[:n])) + parts[n].index(new)
+            at = sum(map(len, parts[:n])) + parts[n].index(new := unknown.args[0])
             raise InputError(f"the tokenizer does not know {new!r} (U+{ord(new):04X}) at offset {at}: "
                              "leave it out, or train with bpe, which knows all") from None
 
@@ -130,8 +132,9 @@ class Tokenizer:
             raise InputError(f"{id} is not a token: the ids of this tokenizer are 0 to {self.vocab_size - 1}")
         return self.tokens[id]
 
-    def decode(self, ids):  # (N,) -> str
-        """Special tokens are written out. Bytes that are not UTF-8 (a model can say any) become U+FFFD."""
+    def decode(self, ids):  # (N,), list or array -> str
+        """The token_bytes of all, joined, then read as UTF-8: a character may need several tokens. Special
+        tokens are written out. Bytes that are not UTF-8 (a model can say any) become U+FFFD ("replace")."""
         return b"".join(map(self.token_bytes, np.asarray(ids).tolist())).decode(errors="replace")
 
 
@@ -147,8 +150,7 @@ def train_bpe(text, vocab_size, special_tokens=()):
     >>> [tokenizer.token_bytes(id) for id in tokenizer.encode("a hug")], tokenizer.vocab_size
     ([b'a', b' hug'], 259)
     """
-    least = BYTES + len(special_tokens)
-    if vocab_size < least:
+    if vocab_size < (least := BYTES + len(special_tokens)):
         raise InputError(f"a vocabulary of {vocab_size} is too small: bytes and special tokens take {least}")
     return Tokenizer("bpe", learn_merges(*byte_words(text), vocab_size - least)[0], special_tokens)
 
@@ -160,11 +162,9 @@ def byte_words(text):  # str -> (N,) int32, (W,) int32
 
 
 def pad(sequences, pad_id, length=None, side="right", truncate="right"):  # -> (B, T) int32, (B, T) bool
-    """B rows of one length T (default: the longest), and a mask, True where a token is real. side: where the
-    padding stands; truncate: which end of too long a row is lost. To let a model write on, "left" for both.
-    >>> pad([[5, 6, 7], [8]], pad_id=0, length=2, truncate="left")[0].tolist()
-    [[6, 7], [8, 0]]
-    """
+    """B rows of one length T = length (None: the longest), filled with pad_id, and a mask, True where a token
+    is real. side: where the padding stands; truncate: which end of too long a row is lost ("left": the last T
+    stay). To let a model write on, "left" for both. InputError: neither "left" nor "right"."""
     if {side, truncate} - {"left", "right"}:
         raise InputError(f"side is {side!r} and truncate is {truncate!r}: each is 'left' or 'right'")
     T = max(map(len, sequences), default=0) if length is None else length
@@ -196,5 +196,5 @@ def main():
     sentence, analects = "O Romeo, wherefore art thou Romeo? 子曰!", train_bpe(read_text("lunyu"), 4096)
     for name, t in (("Shakespeare", char_tokenizer(text + "子曰")), ("Shakespeare", train_bpe(text, 512)),
                     ("Shakespeare", bpe), ("the Analects", analects), ("web pages", gpt2_tokenizer())):
-        pieces = b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace")
-        print(f"  {t.kind:4} of {t.vocab_size:5} from {name:12} {len(t.encode(text[:10_000])):6}  {pieces}")
+        print(f"  {t.kind:4} of {t.vocab_size:5} from {name:12} {len(t.encode(text[:10_000])):6} ",
+              b"|".join(map(t.token_bytes, t.encode(sentence))).decode(errors="backslashreplace"))

@@ -19,8 +19,10 @@ B batch, T positions, C channels, V vocabulary, P rows of the position table.
 import numpy as np
 
 
-def one_hot(tokens, vocab_size):  # (...) -> (..., V)
+def one_hot(tokens, vocab_size):  # (...) int -> (..., V)
     """A row of zeros for each token, with a 1 where the token is: what a lookup saves us from building.
+
+        one_hot[..., v] = 1 if tokens[...] == v, else 0;    float64
 
     >>> one_hot(np.array([2, 0]), 3)
     array([[0., 0., 1.],
@@ -48,8 +50,8 @@ def embedding_forward(tokens, wte, wpe, start=0):  # (B, T) int, (V, C), (P, C) 
     """x[b, t] = wte[tokens[b, t]] + wpe[start + t].
 
     start is the position of the first token: 0 for a whole text, the number of tokens already read when
-    generation goes on with one more (lesson 19). cache holds the tokens and start; backward needs no values.
-    Raises ValueError if a token or a position has no row.
+    generation goes on with one more (lesson 19). Returns x, of the tables' dtype, and the cache: tokens and
+    start, for backward needs no values. Raises ValueError if a token or a position has no row (check_rows).
 
     >>> wte, wpe = np.array([[1., 2.], [3., 4.]]), np.array([[0., 0.], [10., 20.]])
     >>> embedding_forward(np.array([[1, 1]]), wte, wpe)[0]
@@ -60,13 +62,14 @@ def embedding_forward(tokens, wte, wpe, start=0):  # (B, T) int, (V, C), (P, C) 
     return wte[tokens] + wpe[start:start + tokens.shape[1]], (tokens, start)
 
 
-def embedding_backward(dout, cache, dwte, dwpe):  # (B, T, C)
-    """Add the gradient of the token table to dwte (V, C), write that of the positions into dwpe (P, C).
+def embedding_backward(dout, cache, dwte, dwpe):  # (B, T, C), cache, (V, C), (P, C)
+    """Add the gradient of the token table to dwte, write that of the positions into dwpe. Returns nothing.
 
-        dwte[v] += sum of dout[b, t] over all b, t with tokens[b, t] = v;    dwpe[start + t] = sum over b
+        dwte[v] += sum of dout[b, t] over all b, t with tokens[b, t] = v
+        dwpe[start + t] = sum of dout[b, t] over b;    all other rows of dwpe = 0
 
     dwte is added to and not written, because GPT uses the table twice: its head, x @ wte.T, comes last in
-    the forward, so first in the backward, and has left its share there. Positions that were not used get 0.
+    the forward, so first in the backward, and has left its share there. Both arrays are the caller's.
 
     `dwte[tokens] += dout` looks the same as np.add.at and is not: it reads all rows, adds, then writes all
     rows back. Of a token that occurs three times, only the last of its three gradients remains.
@@ -82,6 +85,8 @@ def sinusoidal_positions(positions, channels, dtype=np.float32):  # -> (position
 
         table[pos, 2i] = sin(pos / 10000^(2i / channels));    table[pos, 2i + 1] = cos(the same)
 
+    in float64, then rounded to dtype. An odd number of channels ends with a sine that has no cosine.
+
     Vaswani et al. 2017, section 3.5. Each pair (2i, 2i + 1) is a hand of the clock; its angle grows by the
     same step at every position. So a shift by k positions is a rotation, the same wherever one starts, and
     the product of two rows depends on their distance alone.
@@ -95,7 +100,7 @@ def sinusoidal_positions(positions, channels, dtype=np.float32):  # -> (position
     angle = np.arange(positions)[:, None] * speed
     table = np.empty((positions, channels), dtype)
     table[:, 0::2] = np.sin(angle)
-    table[:, 1::2] = np.cos(angle[:, :channels // 2])  # an odd last channel has a sine and no cosine
+    table[:, 1::2] = np.cos(angle[:, :channels // 2])
     return table
 
 

@@ -21,7 +21,9 @@ IGNORE = -1  # a target that does not count: padding. PyTorch's cross_entropy us
 
 
 def softmax_forward(x):  # (..., V) -> (..., V)
-    """Probabilities over the last axis: positive, with sum 1. cache is the output.
+    """Probabilities over the last axis: positive, with sum 1, in the dtype of x. Returns p and the cache: p.
+
+        p_j = exp(x_j - m) / sum_k exp(x_k - m),    m = max_k x_k, for each row its own
 
     Subtracting the largest changes nothing on paper (it divides above and below by the same number) and
     saves the day on a machine: exp(1000) is inf, and inf / inf is NaN.
@@ -34,8 +36,8 @@ def softmax_forward(x):  # (..., V) -> (..., V)
     return p, p
 
 
-def softmax_backward(dout, cache):  # (..., V) -> (..., V)
-    """dx_j = p_j * (dout_j - sum_k p_k dout_k).
+def softmax_backward(dout, cache):  # (..., V), p -> (..., V)
+    """dx_j = p_j * (dout_j - sum_k p_k dout_k), the sum over the last axis.
 
     All outputs share one sum, so raising one lowers the others: only what differs from the mean (weighted
     by p) gets through. The same dout for all gives 0.
@@ -44,31 +46,37 @@ def softmax_backward(dout, cache):  # (..., V) -> (..., V)
     return p * (dout - (p * dout).sum(axis=-1, keepdims=True))
 
 
-def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float, (..., V)
-    """The loss, sum of -log softmax(logits)[target] / total, and its gradient:
+def check_targets(logits, targets):  # (..., V), (...) int
+    """Raise ValueError if there is not one target a row, or if one is neither a class nor IGNORE."""
+    V = logits.shape[-1]
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets {targets.shape} must be {logits.shape[:-1]}: one for each row of logits")
+    low, high = int(targets.min(initial=0)), int(targets.max(initial=0))
+    if low < IGNORE or high >= V:
+        raise ValueError(f"target {low if low < IGNORE else high} is none of {V} classes: "
+                         f"use 0 to {V - 1}, or {IGNORE} for what does not count")
 
+
+def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float, (..., V)
+    """The loss, a float, and its gradient, in the shape and dtype of logits:
+
+        loss = sum of -log softmax(logits)[target] / total
         dlogits = (softmax(logits) - one_hot(targets)) / total
 
     In one function, because the backward of a loss starts from 1. Targets that are IGNORE (-1) have no loss
-    and gradient 0. total is by default the number of targets that count (with none: loss 0, gradient 0);
-    who has only a share of a batch passes the number in all of it, so that the shares add up.
+    and gradient 0, whatever their logits, NaN included. total is by default the number of targets that count
+    (with none: loss 0, gradient 0); who has a share of a batch passes that of all, so that the shares add up.
 
-    log and exp cancel, so -log p is taken as log(sum exp(x)) - x[target]: p itself may round to 0, and
-    -log(0) is inf where the truth is 2000. Raises ValueError for a target that is neither a class nor IGNORE.
-    logits are used up: the CPU's kernel writes dlogits over them.
+    log and exp cancel: with x = logits - their row's maximum, -log p is log(sum exp(x)) - x[target]. p itself
+    may round to 0, and -log(0) is inf where the truth is 2000. The sum over rows is float64. logits are used
+    up: the CPU's kernel writes dlogits over them. ValueError for targets that do not fit (check_targets).
 
     >>> cross_entropy(np.array([[0.0, 0.0], [5.0, 1.0]]), np.array([1, IGNORE]))
     (0.6931471805599453, array([[ 0.5, -0.5],
            [ 0. ,  0. ]]))
     """
-    V = logits.shape[-1]
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets {targets.shape} must be {logits.shape[:-1]}: one for each row of logits")
-    rows, targets = logits.reshape(-1, V), targets.reshape(-1)
-    low, high = int(targets.min(initial=0)), int(targets.max(initial=0))
-    if low < IGNORE or high >= V:
-        raise ValueError(f"target {low if low < IGNORE else high} is none of {V} classes: "
-                         f"use 0 to {V - 1}, or {IGNORE} for what does not count")
+    check_targets(logits, targets)
+    rows, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
     dlogits = np.zeros_like(rows)
     counted = np.flatnonzero(targets != IGNORE)
     if counted.size == 0:
@@ -84,36 +92,43 @@ def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float,
     return float(loss), dlogits.reshape(logits.shape)
 
 
+def check_pairs(partner, temperature):  # (2N,) int, float
+    """Raise ValueError for a row that is its own partner, and for a temperature that is not above 0."""
+    alone = np.flatnonzero(partner == np.arange(len(partner)))
+    if alone.size:
+        raise ValueError(f"row {alone[0]} is its own partner: name another row, or {IGNORE} for none")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} must be above 0: 0.1 to 1 is usual")
+
+
 def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> float
     """The mean over the rows i, with j = partner[i] and t the temperature, of
 
-        -log( exp(q_i.q_j / t) / sum over k != i of exp(q_i.q_k / t) )
+        -log( exp(s_ij) / sum over k != i of exp(s_ik) ),    s_ik = q_i.q_k / t
 
-    For N pairs, row i and row N + i each: partner = np.roll(np.arange(2 * N), N). A row whose partner is
-    IGNORE chooses nothing and is only a choice for others. A low temperature looks at the nearest rows only.
-    The formula takes any q; for NT-Xent divide each row by its length first, or longer vectors alone lower
-    the loss. Raises ValueError for a row that is its own partner, and for a temperature not above 0.
+    This is cross_entropy of s with the partners as targets, once s_ii is -inf, since exp(-inf) is 0. Returns
+    the loss and the cache: q, cross_entropy's gradient ds and t, a Python float, for an np.float64 would
+    turn float32 into float64. For N pairs, row i and row N + i each: partner = np.roll(np.arange(2 * N), N).
+    A row whose partner is IGNORE chooses nothing and is only a choice for others. For NT-Xent divide each
+    row by its length first, or longer vectors alone lower the loss. A low temperature looks at the nearest
+    rows only. Raises ValueError for partners and temperatures that make no sense (check_pairs).
 
     With two rows, the partner is the only choice, and there is nothing to learn:
 
     >>> contrastive_forward(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1, 0]))[0]
     0.0
     """
-    alone = np.flatnonzero(partner == np.arange(len(q)))
-    if alone.size:
-        raise ValueError(f"row {alone[0]} is its own partner: name another row, or {IGNORE} for none")
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature} must be above 0: 0.1 to 1 is usual")
+    check_pairs(partner, temperature)
     scores = q @ q.T / float(temperature)
-    np.fill_diagonal(scores, -np.inf)  # k != i: exp(-inf) is 0
+    np.fill_diagonal(scores, -np.inf)
     loss, dscores = cross_entropy(scores, partner)
     return loss, (q, dscores, float(temperature))
 
 
-def contrastive_backward(dout, cache):  # float -> (2N, D)
-    """dq, for a loss that counts dout times. With s_ik = q_i.q_k / t, each row has two roles:
+def contrastive_backward(dout, cache):  # float, cache -> (2N, D)
+    """dq, in q's dtype, for a loss that counts dout times. With s_ik = q_i.q_k / t, each row has two roles:
 
-        dq_i = sum over k of (ds_ik + ds_ki) q_k / t        once as the one who chooses, once as a choice
+        dq_i = dout * sum over k of (ds_ik + ds_ki) q_k / t     once as the one who chooses, once as a choice
 
     ds is cross-entropy's gradient: negative for the partner (descent pulls), positive for the rest (pushes).
     """

@@ -36,13 +36,13 @@ T, V = len(SOURCE.split()), len(WORDS)
 
 
 def sigmoid(z):  # (...) -> (...)
-    """1 / (1 + exp(-z)). exp(1000) is inf, so exp sees -|z| only: for z < 0, exp(z) / (exp(z) + 1)."""
+    """1 / (1 + exp(-z)), in z's dtype. exp(1000) is inf: so let e = exp(-|z|); if z < 0, e / (1 + e)."""
     e = np.exp(-np.abs(z))
     return np.where(z < 0, e, 1) / (1 + e)
 
 
 def activation_forward(z, name):  # (...) -> (...)
-    """h = sigma(z); cache holds h, which tells the slope. Two layers without a sigma would be one:
+    """h = sigma(z), cache = (h, name): h tells the slope. Two layers without a sigma would be one:
     (x A) B = x (A B); so "identity" is for the output alone. ValueError for an unknown name."""
     sigma = {"sigmoid": sigmoid, "tanh": np.tanh, "relu": lambda z: np.maximum(z, 0), "identity": lambda z: z}
     if name not in sigma:
@@ -52,25 +52,25 @@ def activation_forward(z, name):  # (...) -> (...)
 
 
 def activation_backward(dh, cache):  # (...) -> (...)
-    """dz = dh * sigma'(z), with the slope sigma' of
+    """dz = dh * sigma'(z), in dh's dtype. cache = (h, name); the slope sigma' (of the identity 1), from h:
 
         sigmoid  h (1 - h)             at most 1/4: a sigmoid lets a quarter of the gradient pass, or less
         tanh     1 - h^2               1 in the middle; 0 at both ends, as sigmoid's
-        relu     1 if h > 0, else 0    at z = 0, a corner, any number from 0 to 1 would do: we take 0
-    """
+        relu     1 if h > 0, else 0    at z = 0, a corner, any number from 0 to 1 would do: we take 0"""
     h, name = cache
     slope = {"sigmoid": lambda h: h * (1 - h), "tanh": lambda h: 1 - h * h, "relu": lambda h: h > 0}
     return dh if name == "identity" else dh * slope[name](h)
 
 
 def dense_forward(x, weight, bias, activation):  # (..., I), (I, K), (K,) -> (..., K)
-    """sigma(x @ weight + bias)."""
+    """h = sigma(x @ weight + bias); cache = (x, weight, the cache of activation_forward)."""
     h, slope = activation_forward(x @ weight + bias, activation)
     return h, (x, weight, slope)
 
 
 def dense_backward(dh, cache, dweight, dbias):  # (..., K) -> (..., I)
-    """The chain rule: write dweight (I, K) and dbias (K,), sums over the rows of x; return dx."""
+    """The chain rule through dense_forward: dz = dh * sigma'(z); return dx = dz W^T. Over what was in them
+    write dweight (I, K) = x^T dz and dbias (K,) = dz, both summed over the rows: all axes but the last."""
     x, weight, slope = cache
     dz = activation_backward(dh, slope)
     rows = dz.reshape(-1, dz.shape[-1])
@@ -82,10 +82,10 @@ def dense_backward(dh, cache, dweight, dbias):  # (..., K) -> (..., I)
 def numeric_gradient(loss, x, eps=1e-5):  # -> the shape of x
     """dL/dx by trying: (L(x + eps) - L(x - eps)) / (2 eps), for one number of x after the other.
 
-    loss() takes nothing and looks at x, which is changed in place and put back. Why both sides: one is wrong
-    by eps L'' / 2, the middle of both by eps^2 L''' / 6. Why not a tiny eps: L is rounded to 1e-16 of itself,
-    so the quotient to 1e-16 L / eps. The two meet near 1e-5: expect errors of 1e-10 to 1e-8; above 1e-6 is a
-    mistake, or a ReLU's corner within eps. ValueError if not float64: float32's 1e-7 / eps leaves two digits.
+    loss() takes nothing and looks at x, changed in place (a view too) and put back to the last bit. Why both
+    sides: one is off by eps L'' / 2, the middle by eps^2 L''' / 6. Why not a tiny eps: L is rounded to 1e-16
+    of itself, so the quotient to 1e-16 L / eps. The two meet near 1e-5: expect errors of 1e-10 to 1e-8; above
+    1e-6 is a mistake, or a ReLU's corner within eps. ValueError if not float64: 1e-7 / eps leaves two digits.
     """
     if x.dtype != np.float64:
         raise ValueError(f"x is {x.dtype}, whose rounding would hide a mistake: use float64")
@@ -122,7 +122,8 @@ def init_parameters(seed, C=4, K=12):
 
 
 def model_forward(source, p, activation):  # (T,) int -> logits (T, V)
-    """Look up, encode, decode, score. The encoder sees all T embeddings, as one row of T * C numbers."""
+    """Look up rows of W_e; encode with W, b; decode with W', b'; score with W_o, b_o, no sigma. The encoder
+    sees all T embeddings as one row of T * C numbers. Returns logits and the caches of the three layers."""
     e = p["W_e"][source].reshape(-1)
     h, encoder = dense_forward(e, p["W"], p["b"], activation)
     d, decoder = dense_forward(h, p["W'"], p["b'"], activation)
@@ -131,7 +132,8 @@ def model_forward(source, p, activation):  # (T,) int -> logits (T, V)
 
 
 def loss_and_gradients(source, target, p, activation):  # (T,) int, (T,) int -> float, {name: gradient}
-    """L = -sum of log p[target] (a sum, so total=1), and dL/dp for all of p by the lines above, reversed."""
+    """L = -sum of log p[target] (a sum, so total=1), and dL/dp by the lines above, reversed: new arrays with
+    the names and shapes of p's. Row t of the encoder's dx, as (T, C), is added to row source[t] of dW_e."""
     logits, (encoder, decoder, output) = model_forward(source, p, activation)
     loss, dlogits = cross_entropy(logits, target, total=1)
     g = {name: np.zeros_like(x) for name, x in p.items()}
@@ -149,7 +151,7 @@ def write(source, p, activation):  # (T,) int -> text
 
 
 def train(source, target, p, activation, rate, steps):
-    """SGD: W <- W - rate * dW for all of p, in place. Returns (loss, what it writes) before each step."""
+    """SGD: W <- W - rate * dW for all of p, in place. Returns [(loss, what it writes)] before each step."""
     history = []
     for _ in range(steps):
         loss, g = loss_and_gradients(source, target, p, activation)
@@ -160,11 +162,9 @@ def train(source, target, p, activation, rate, steps):
 
 
 def main():
-    z = np.array([-4.0, -1.0, 0.0, 1.0, 4.0])
-    print("slope at z =      ", *(f"{x:6.0f}" for x in z))
     for name in "sigmoid", "tanh", "relu":
-        slope = activation_backward(np.ones(5), activation_forward(z, name)[1])
-        print(f"  {name:16}", *(f"{x:6.3f}" for x in slope))
+        slope = activation_backward(np.ones(5), activation_forward(np.array([-4.0, -1, 0, 1, 4]), name)[1])
+        print(f"slope of {name:7} at -4, -1, 0, 1, 4 ", *(f"{x:6.3f}" for x in slope))
     source, target, p = encode(SOURCE), encode(TARGET), init_parameters(seed=9)
     loss, g = loss_and_gradients(source, target, p, "tanh")
     probabilities = softmax_forward(model_forward(source, p, "tanh")[0])[0]

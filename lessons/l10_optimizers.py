@@ -2,17 +2,14 @@
 
     SGD       p -= lr * g                                                Robbins & Monro 1951
     momentum  m = mu * m + g;  p -= lr * m                               Polyak 1964
-    Adam      p -= lr * m^ / (sqrt(v^) + eps)                            Kingma & Ba 2015, algorithm 1
-              m, v averages of g, g^2;  at step t  m^ = m / (1 - beta1^t),  v^ = v / (1 - beta2^t)
-              p -= lr * m / (sqrt(v) + eps)                              as the article has it
+    Adam      p -= lr * m / sqrt(v); m, v averages of g, g^2             Kingma & Ba 2015, algorithm 1
     AdamW     Adam, and p shrinks by lr * weight_decay * p               Loshchilov & Hutter 2019, algorithm 2
     Muon      p -= lr * (m with all its singular values near 1)          Jordan et al. 2024, the post "Muon"
 
-p parameters, g gradient, m and v what the optimizer keeps (zeros at first), lr the rate (step size).
-"The article" is "Large language models from theory to practice", which this course follows.
-All parameters of a model lie in one flat buffer, matrices first. So an optimizer is one call on a slice:
-the caller passes weight_decay for the slice with the matrices and 0 for the biases and norms behind it.
-Everything is changed in place; g is only read. `scale` multiplies g on its way in: that is clipping.
+p parameters, g gradient, m and v what the optimizer keeps (zeros at first), lr the rate (step size). "The
+article" is "Large language models from theory to practice", which this course follows. All parameters of a
+model lie in one flat buffer. An optimizer is one call on a slice of it, with weight_decay 0 for biases and
+norms. All is changed in place; g is only read. `scale` multiplies g on its way in: that is clipping.
 
 `make lesson 10` walks down one valley with each but Muon, which needs a matrix, and draws the paths.
 """
@@ -33,19 +30,19 @@ def gradient_norm_squared(grads, start, stop):  # (R, n) -> float
     return float(np.square(g, dtype=np.float64).sum())
 
 
-def clip_scale(norm, limit):
+def clip_scale(norm, limit):  # float, float -> float
     """What to multiply the gradient by, so that its norm is at most limit (Pascanu et al. 2013, algorithm 1).
 
-    Without it one bad batch can undo a thousand steps. One factor for all numbers keeps the direction.
-
-    >>> round(clip_scale(50.0, 1.0), 4), clip_scale(0.5, 1.0)
-    (0.02, 1.0)
+    limit / (norm + 1e-6), but never more than 1; and NaN if norm is NaN, for training must see that. Without
+    it one bad batch can undo a thousand steps. One factor for all numbers keeps the direction.
     """
-    return min(limit / (norm + 1e-6), 1.0)  # NaN stays NaN; min(1.0, nan) would be 1.0
+    return min(limit / (norm + 1e-6), 1.0)  # in this order: min(1.0, nan) would be 1.0
 
 
 def sgd(p, g, m, lr, momentum, weight_decay, scale):  # (n,), (n,), (n,)
     """One step of stochastic gradient descent, in place; momentum 0 is the plain form.
+
+        m <- momentum * m + scale * g           p <- (1 - lr * weight_decay) * p - lr * m, with the new m
 
     m is a rolling ball: steps that agree add up, to 1 / (1 - momentum) of one; steps that alternate cancel.
     The decay goes straight to p, as in adamw. Through m it would last on after p has shrunk.
@@ -59,28 +56,23 @@ def sgd(p, g, m, lr, momentum, weight_decay, scale):  # (n,), (n,), (n,)
 def adam(p, g, m, v, lr, beta1, beta2, eps, step, bias_correction=True):  # (n,), (n,), (n,), (n,)
     """One step of Adam, in place; step counts from 1. Each number gets its own step size: about lr.
 
-    m and v start at zero, so after t steps they hold 1 - beta^t of an average. Dividing by that mends it.
-    The article leaves it out (bias_correction=False): its first step is (1 - beta1) / sqrt(1 - beta2) * lr,
-    3.16 times too long for 0.9 and 0.999. If g stays, it is 6.6 times at step 12 and 1.3 times at 1,000.
+        m <- beta1 * m + (1 - beta1) * g        m^ = m / (1 - beta1^step)
+        v <- beta2 * v + (1 - beta2) * g^2      v^ = v / (1 - beta2^step)
+        p <- p - lr * m^ / (sqrt(v^) + eps)     m and v themselves stay as they are
 
-    >>> for corrected in True, False:
-    ...     p, m, v = np.zeros(2), np.zeros(2), np.zeros(2)
-    ...     adam(p, np.array([500.0, -0.02]), m, v, 0.1, 0.9, 0.999, 1e-8, step=1, bias_correction=corrected)
-    ...     print(p.round(3))
-    [-0.1  0.1]
-    [-0.316  0.316]
+    m and v start at zero, so after t steps they hold 1 - beta^t of an average. Dividing by that mends it. The
+    article does without (bias_correction=False: m^ = m, v^ = v). For beta1 = 0.9 and beta2 = 0.999 its first
+    step is 3.16 times too long; if g stays, the twelfth is 6.6 times and the thousandth 1.3 times.
     """
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
-    mean, square = m, v
-    if bias_correction:
-        mean, square = m / (1 - beta1**step), v / (1 - beta2**step)
+    mean, square = (m / (1 - beta1**step), v / (1 - beta2**step)) if bias_correction else (m, v)
     p -= lr * mean / (np.sqrt(square) + eps)
 
 
 def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale):  # (n,), (n,), (n,), (n,)
-    """One step of Adam with decoupled weight decay, in place; step counts from 1.
-
+    """One step of Adam with decoupled weight decay, in place: p <- (1 - lr * weight_decay) * p, then Adam's
+    (bias-corrected) with scale * g in place of g; step counts from 1.
     The decay does not pass through g. There, Adam would divide it by sqrt(v), and the weights with the
     largest gradients would decay least. Here every weight loses the same share, lr * weight_decay.
     """
@@ -91,14 +83,18 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale):  # (n,)
 def newton_schulz(x):  # (n, k) -> (n, k)
     """x = U S V^T with the singular values in S replaced by numbers near 1 (0.68 to 1.2), without an SVD.
 
-    a X + b X X^T X + c X X^T X X^T X = U (a S + b S^3 + c S^5) V^T: it acts on the singular values alone.
-    Five rounds bring every s between 0.002 and 1 there. Jordan chose a, b, c for speed: small values grow
-    3.4-fold a round, and in return nothing settles at exactly 1. It need not.
+    First X = x / (its Frobenius norm + 1e-7); no s exceeds that norm, so now all are at most 1. Then 5 times
+
+        X <- a X + b X X^T X + c X X^T X X^T X = U (a S + b S^3 + c S^5) V^T,
+
+    which brings every s between 0.002 and 1 there. Jordan chose a, b, c for speed: small s grow 3.4-fold a
+    round, and in return nothing settles at exactly 1. It need not. x itself is only read; a tall one is
+    transposed first and last, so that X X^T is the smaller square.
     """
     a, b, c = 3.4445, -4.775, 2.0315
     tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x  # so that X X^T is the smaller of the two squares
-    x = x / (np.linalg.norm(x) + 1e-7)  # no singular value exceeds this norm, so all are at most 1
+    x = x.T if tall else x
+    x = x / (np.linalg.norm(x) + 1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -108,9 +104,12 @@ def newton_schulz(x):  # (n, k) -> (n, k)
 def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
     """One step of Muon on one weight matrix, in place; with AdamW's decay, as Liu et al. 2025 use it.
 
+        g' = scale * g            m <- momentum * m + (1 - momentum) * g'
+        x = momentum * m + (1 - momentum) * g', with the new m: Nesterov's look ahead
+        p <- (1 - lr * weight_decay) * p - lr * sqrt(max(1, n_out / n_in)) * newton_schulz(x)
+
     A gradient has a few large singular values and many small ones; SGD hardly moves along the small, Muon
-    along all alike. Tables and vectors are left to AdamW. The update is m averaged with g (Nesterov's look
-    ahead). A matrix with more outputs than inputs takes longer steps.
+    along all alike. Tables and vectors are left to AdamW.
     """
     g = g * scale
     m += (1 - momentum) * (g - m)
@@ -118,23 +117,28 @@ def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
     p -= lr * math.sqrt(max(1, p.shape[1] / p.shape[0])) * newton_schulz(g + momentum * (m - g))
 
 
-def warmup_linear(step, steps, warmup, rate, final=0.0):
+def warmup_linear(step, steps, warmup, rate, final=0.0):  # three whole numbers, two floats -> float
     """The rate of a step (1 .. steps): rises in a line to rate at step warmup, then falls in a line to final.
 
-    Warm-up, because the first steps know least: m and v have seen little, and the weights are random. Decay,
-    because steps of one size end up rattling around the minimum at the distance of one step.
+        step < warmup:   rate * step / warmup
+        from then on:    final + (rate - final) * left,   left = (steps - step) / (steps - warmup)
+
+    left is 0 at the last step and after it, never 0 / 0. Warm-up, because the first steps know least: m and v
+    have seen little, and the weights are random. Decay, because steps of one size end up rattling around the
+    minimum at the distance of one step.
 
     >>> [warmup_linear(step, steps=10, warmup=2, rate=1.0) for step in (1, 2, 6, 10)]
     [0.5, 1.0, 0.5, 0.0]
     """
     if step < warmup:
         return rate * step / warmup
-    left = max(0, steps - step) / max(1, steps - warmup)  # 1 after the warm-up, 0 at the end
+    left = max(0, steps - step) / max(1, steps - warmup)
     return final + (rate - final) * left
 
 
-def warmup_cosine(step, steps, warmup, rate, final=0.0):
-    """As warmup_linear, but falls along half a cosine: slow, fast, slow (Loshchilov & Hutter 2017, eq. 5)."""
+def warmup_cosine(step, steps, warmup, rate, final=0.0):  # three whole numbers, two floats -> float
+    """As warmup_linear, but falls along half a cosine: slow, fast, slow (Loshchilov & Hutter 2017, eq. 5):
+    final + (rate - final) * (1 + cos(pi * gone)) / 2, where gone = 1 - left goes from 0 to 1."""
     if step < warmup:
         return rate * step / warmup
     return final + (rate - final) * (1 - math.cos(math.pi * warmup_linear(step, steps, warmup, 1.0))) / 2
@@ -178,7 +182,6 @@ def main():
     for name, matrix in ("a 16 x 32 gradient:", gradient), ("Muon's update for it:", newton_schulz(gradient)):
         values = np.linalg.svd(matrix, compute_uv=False)[[0, 1, 2, 4, 8, 15]]
         print(f"singular values 1, 2, 3, 5, 9, 16 of {name:<22}", *(f"{s:5.2f}" for s in values))
-
     from matplotlib.figure import Figure
     figure = Figure(figsize=(15, 4.6), layout="constrained")
     plan, fall, rates = figure.subplots(1, 3, width_ratios=(2, 1.2, 1))
@@ -187,14 +190,11 @@ def main():
     for name, path in paths.items():
         plan.plot(*path.T, "o-", markersize=2.5, linewidth=1.1, label=name)
         fall.semilogy(valley(path)[0])
-    plan.plot(1, 1, "k*", markersize=13)
-    plan.set(title="one valley, 200 steps from the left to the star", aspect="equal")
+    plan.set(title="one valley, 200 steps from the left to (1, 1)", aspect="equal")
     plan.legend(loc="lower right")
     fall.set(title="loss (colours as on the left)", xlabel="step", ylim=(1e-4, 200))
-    for schedule in warmup_linear, warmup_cosine:
-        rates.plot(range(1, 201), [schedule(t, 200, 20, 1.0) for t in range(1, 201)], label=schedule.__name__)
-    rates.set(title="rate, as a share of the largest", xlabel="step")
-    rates.legend(loc="upper right")
+    rates.plot([[rate(t, 200, 20, 1.0) for rate in (warmup_linear, warmup_cosine)] for t in range(201)])
+    rates.set(title="rate, as a share of the largest: linear, cosine", xlabel="step")
     pathlib.Path("out/lessons").mkdir(parents=True, exist_ok=True)
     figure.savefig("out/lessons/optimizers.png", dpi=110)
     print("picture: out/lessons/optimizers.png")

@@ -19,10 +19,12 @@ from lessons.l08_losses import IGNORE, cross_entropy, softmax_backward, softmax_
 
 
 def attention_forward(q, k, v, mask=None):  # (..., Tq, D), (..., Tk, D), (..., Tk, D) -> (..., Tq, D)
-    """For each query an average of the values, weighted by how well query and key agree.
+    """For each query an average of the values, weighted by how well query and key agree:
 
-    q, k and v have the same leading axes; mask is broadcast to (..., Tq, Tk). A forbidden score becomes -inf
-    before the softmax, so its weight is exactly 0. Each query must be allowed to see at least one key.
+        scores = q k^T / sqrt(D)        weights = softmax(scores), over the keys        out = weights v
+
+    mask is broadcast to (..., Tq, Tk). A forbidden score becomes -inf before the softmax, so its weight is
+    exactly 0. Each query must see at least one key. v may have a D of its own. cache is (q, k, v, weights).
     Here the question agrees with the first of two keys; then it may see the second alone:
 
     >>> q, k, v = np.array([[9.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[10.0], [20.0]])
@@ -37,8 +39,12 @@ def attention_forward(q, k, v, mask=None):  # (..., Tq, D), (..., Tk, D), (..., 
 
 
 def attention_backward(dout, cache):  # (..., Tq, D) -> (..., Tq, D), (..., Tk, D), (..., Tk, D)
-    """Return dq, dk, dv. Each of the two products is undone by two, with softmax's backward in the middle.
-    That multiplies by the weights. A masked one is 0, and so its score's gradient: backward needs no mask."""
+    """Return dq, dk, dv, shaped like q, k, v. Forward in reverse, where a product y = a b gives back
+
+        da = dy b^T        db = a^T dy                      ^T swaps the last two axes
+
+    and softmax_backward(dweights, weights) of lesson 8 stands between the two products. It multiplies by the
+    weights. A masked one is 0, and so is its score's gradient: backward needs no mask."""
     q, k, v, weights = cache
     dv = weights.swapaxes(-1, -2) @ dout
     dscores = softmax_backward(dout @ v.swapaxes(-1, -2), weights) / math.sqrt(q.shape[-1])
@@ -46,8 +52,8 @@ def attention_backward(dout, cache):  # (..., Tq, D) -> (..., Tq, D), (..., Tk, 
 
 
 def causal_mask(Tq, Tk):  # -> (Tq, Tk) bool
-    """Nobody looks into the future. The queries are the last Tq of Tk positions: a text that is being written
-    asks for its newest position alone, and has all the older keys. ValueError if Tq > Tk.
+    """Nobody looks into the future: query t sees the keys 0 .. Tk - Tq + t. The queries are the last of Tk
+    positions: a text being written asks for its newest one alone. ValueError if Tq > Tk.
 
     >>> causal_mask(2, 4).astype(int)
     array([[1, 1, 1, 0],
@@ -73,8 +79,8 @@ def padding_mask(lengths, Tk):  # (B,) -> (B, 1, 1, Tk) bool
 
 
 def split_heads(x, n_head):  # (B, T, C) -> (B, H, T, D)
-    """A head owns D = C / H channels: a position asks H questions at once (section 3.2.2). A view, no copy.
-    ValueError if n_head does not divide C."""
+    """A head owns D = C / H channels: a position asks H questions at once (section 3.2.2).
+    out[b, h, t, d] = x[b, t, h D + d]: a view, no copy. ValueError if n_head does not divide C."""
     B, T, C = x.shape
     if C % n_head:
         raise ValueError(f"{C} channels cannot be shared equally by {n_head} heads: choose a divisor of {C}")
@@ -82,14 +88,15 @@ def split_heads(x, n_head):  # (B, T, C) -> (B, H, T, D)
 
 
 def merge_heads(x):  # (B, H, T, D) -> (B, T, C)
-    """The way back. A view of what split_heads made; an array in another order is copied."""
+    """The way back: out[b, t, h D + d] = x[b, h, t, d]. A view of what split_heads made, no copy."""
     B, H, T, D = x.shape
     return x.swapaxes(1, 2).reshape(B, T, H * D)
 
 
 def cross_attention_forward(q, kv, n_head, causal=False, lengths=None):  # (B, Tq, C), (B, Tk, 2C) -> like q
-    """Queries from one sequence, keys and values, packed k|v, from another. q and kv may be views.
-    causal: query t sees the keys 0 .. Tk - Tq + t.  lengths (B,): how many keys of each row are real."""
+    """Queries from one sequence, keys and values, packed k|v, from another; heads are split before attention
+    and merged after. The cache is attention_forward's. causal: causal_mask holds. lengths (B,): padding_mask
+    holds. With both, a key must pass both."""
     q, k, v = (split_heads(x, n_head) for x in (q, *np.split(kv, 2, axis=-1)))
     mask = causal_mask(q.shape[2], k.shape[2]) if causal else True
     if lengths is not None:
@@ -108,22 +115,25 @@ def cross_attention_backward(dout, cache):  # (B, Tq, C) -> (B, Tq, C), (B, Tk, 
 def self_attention_forward(qkv, n_head, causal=True, lengths=None):  # (B, T, 3C) -> (B, T, C)
     """A sequence that looks at itself: queries, keys and values of the same positions, packed q|k|v as GPT-2
     does. Queries that stand in padding (t >= lengths[b]) get finite numbers that mean nothing."""
-    C = qkv.shape[-1] // 3
-    return cross_attention_forward(qkv[..., :C], qkv[..., C:], n_head, causal, lengths)
+    return cross_attention_forward(*np.split(qkv, [qkv.shape[-1] // 3], axis=-1), n_head, causal, lengths)
 
 
 def self_attention_backward(dout, cache):  # (B, T, C) -> (B, T, 3C)
-    """Return dqkv."""
     return np.concatenate(cross_attention_backward(dout, cache), axis=-1)
 
 
 def flash_attention(q, k, v, mask=None, tile=64):  # (..., Tq, D), (..., Tk, D), (..., Tk, D) -> (..., Tq, D)
-    """attention_forward without its (Tq, Tk) array: no piece is larger than tile x tile, and so fits a cache.
+    """attention_forward's out without its (Tq, Tk) array: tile x tile scores at a time, which fit a cache.
 
     A softmax needs the largest score and the sum of all before its first weight is known. The online softmax
-    (Milakov & Gimelshein 2018, algorithm 3) works with the largest so far: when a larger one turns up, sum
-    and output so far are multiplied by exp(old - new), as if it had been known from the start (Dao et al.
-    2022, algorithm 1; here the loop over queries is the outer one). Forward only."""
+    (Milakov & Gimelshein 2018, algorithm 3) works with the largest so far. A tile of keys may raise it from m
+    to m'; what was summed with m is then corrected, as if m' had been known from the start:
+
+        total' = total * exp(m - m') + sum of exp(scores - m')      m' = max(m, scores)
+        part' = part * exp(m - m') + exp(scores - m') v             at the end: out = part / total
+
+    Dao et al. 2022, algorithm 1, but the loop over queries is the outer one. m begins at the lowest finite
+    number: -inf would meet a tile of which all is masked, and -inf - -inf is not a number. Forward only."""
     Tq, Tk, kT = q.shape[-2], k.shape[-2], k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     mask = np.broadcast_to(True if mask is None else mask, (*q.shape[:-1], Tk))  # a view, whatever its shape
     out = np.empty((*q.shape[:-1], v.shape[-1]), q.dtype)
@@ -149,9 +159,9 @@ def deal(rng, B, n):  # -> (B, 2n) str, (B, 2n, 37) float, (B, 2n) int
     to "C?" is the digit that stands beside C. A card asks nothing: IGNORE."""
     letters = rng.permuted(np.tile(np.arange(26), (B, 1)), axis=1)[:, :n]
     digits = rng.integers(0, 10, (B, n))
-    order = np.argsort(letters, axis=1)
-    answers = np.concatenate([np.full((B, n), IGNORE), np.take_along_axis(digits, order, axis=1)], axis=1)
-    letters = np.concatenate([letters, np.take_along_axis(letters, order, axis=1)], axis=1)
+    asked = np.take_along_axis(digits, np.argsort(letters, axis=1), axis=1)
+    answers = np.concatenate([np.full((B, n), IGNORE), asked], axis=1)
+    letters = np.concatenate([letters, np.sort(letters, axis=1)], axis=1)
     signs = np.concatenate([digits, np.full((B, n), 10)], axis=1)  # 10 is the place of "?"
     words = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))[letters] + np.array(list("0123456789?"))[signs]
     return words, np.concatenate([np.eye(26)[letters], np.eye(11)[signs]], axis=-1), answers
@@ -161,40 +171,30 @@ def main():
     rng, rate = np.random.default_rng(12), 10
     W_q, W_k = rng.normal(size=(2, 37, 16)) * 0.3
     W_v = rng.normal(size=(37, 10)) * 0.3  # a word's value: a logit for each digit
-
-    def attend(x):  # (B, T, 37) -> (B, T, 10), cache
-        return attention_forward(x @ W_q, x @ W_k, x @ W_v, causal_mask(x.shape[1], x.shape[1]))
-
-    def share_right(logits, answers):
-        return (logits.argmax(-1) == answers)[answers != IGNORE].mean()
-
+    attend = lambda x: attention_forward(x @ W_q, x @ W_k, x @ W_v, causal_mask(x.shape[1], x.shape[1]))
+    right = lambda x, answers: (attend(x)[0].argmax(-1) == answers)[answers != IGNORE].mean()
     words, example, _ = deal(np.random.default_rng(3), 1, 8)
     before = attend(example)[1][-1]
     print("A letter asks: which digit was beside me? A guess: 10 % right. Looking back: 100 %.\n ", *words[0])
     for step in range(81):
         _, x, answers = deal(rng, 64, 8)
-        logits, cache = attend(x)
         if step % 20 == 0:
-            print(f"  after {step:2} steps: {share_right(logits, answers):.1%} right")
+            print(f"  after {step:2} steps: {right(x, answers):.1%} right")
+        logits, cache = attend(x)
         _, dlogits = cross_entropy(logits, answers)
         for weight, d in zip((W_q, W_k, W_v), attention_backward(dlogits, cache)):
             weight -= rate * np.tensordot(x, d, axes=((0, 1), (0, 1)))  # summed over rows and positions
-    _, x, answers = deal(rng, 64, 20)
-    print(f"  20 cards, more than it has seen: {share_right(attend(x)[0], answers):.1%} right")
+    print(f"  20 cards, more than it has seen: {right(*deal(rng, 64, 20)[1:]):.1%} right")
 
     q, k, v = rng.normal(size=(3, 2048, 64)).astype(np.float32)
     gap = np.abs(flash_attention(q, k, v) - attention_forward(q, k, v)[0]).max()
     print(f"flash, 2048 positions: {64**2:,} scores at a time, not {2048**2:,}; largest difference {gap:.0e}")
-    draw(words[0], before[0], attend(example)[1][-1][0])
-
-
-def draw(words, before, after):  # (2n,) str, (2n, 2n), (2n, 2n)
     from matplotlib.figure import Figure
-    figure, n = Figure(figsize=(11, 3.6), layout="constrained"), len(words) // 2
+    figure, n, after = Figure(figsize=(11, 3.6), layout="constrained"), 8, attend(example)[1][-1]
     for panel, weights, title in zip(figure.subplots(1, 2), (before, after), ("before training", "after")):
-        panel.imshow(weights[n:], cmap="Blues", vmin=0, vmax=1)
-        panel.set(title=title, xlabel="looks at", ylabel="who", yticks=range(n), yticklabels=words[n:],
-                  xticks=range(2 * n), xticklabels=words)
+        panel.imshow(weights[0, n:], cmap="Blues", vmin=0, vmax=1)
+        panel.set(title=title, xlabel="looks at", ylabel="who", yticks=range(n), yticklabels=words[0, n:],
+                  xticks=range(2 * n), xticklabels=words[0])
     Path("out/lessons").mkdir(parents=True, exist_ok=True)
     figure.savefig("out/lessons/attention.png", dpi=100)
     print("picture: out/lessons/attention.png")

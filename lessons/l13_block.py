@@ -5,9 +5,8 @@
 
 GPT-2 calls them attn.c_attn (C, 3C), attn.c_proj (C, C), mlp.c_fc (C, 4C) and mlp.c_proj (4C, C).
 
-x is the residual stream: each half reads it through a layer norm and adds what it found. The gradient flows
-back along the plus signs unchanged, whatever the depth. The norm stands before each half ("pre-norm", as in
-GPT-2: Radford et al. 2019, section 2.3).
+x is the residual stream: each half reads it through a layer norm ("pre-norm": Radford et al. 2019, section
+2.3) and adds what it found. The gradient flows back along the plus signs unchanged, whatever the depth.
 
 B batch, T positions, C channels, K outputs of a linear layer; ... stands for (B, T).
 `make lesson 13` sends numbers through 48 layers and a gradient back, without these parts and with them.
@@ -18,11 +17,8 @@ import numpy as np
 
 
 def linear_forward(x, weight, bias=None, residual=None):  # (..., C), (C, K), (K,), (..., K) -> (..., K)
-    """residual + x @ weight + bias. The weight is stored (in, out), as GPT-2 does.
-
-    >>> linear_forward(np.array([[1.0, 2.0]]), np.array([[3.0], [4.0]]), np.array([0.5]))[0]
-    array([[11.5]])
-    """
+    """residual + x @ weight + bias; what is None is left out. The weight is stored (in, out), as GPT-2 does.
+    cache is (x, weight). No argument is changed."""
     out = x @ weight
     if bias is not None:
         out += bias
@@ -32,8 +28,8 @@ def linear_forward(x, weight, bias=None, residual=None):  # (..., C), (C, K), (K
 
 
 def linear_backward(dout, cache, dweight, dbias=None):  # (..., K) -> (..., C)
-    """Write dweight (C, K) and dbias (K,), sums over all positions; return dx. The residual's gradient is
-    dout itself."""
+    """Write dweight = x^T @ dout (C, K) and, if there is a bias, dbias = sum of dout (K,), each over all
+    positions; return dx = dout @ weight^T. dout itself, the residual's gradient as well, is not changed."""
     x, weight = cache
     rows = dout.reshape(-1, dout.shape[-1])
     dweight[:] = x.reshape(-1, x.shape[-1]).T @ rows
@@ -46,9 +42,9 @@ def linear_gelu_forward(x, weight, bias):  # (..., C), (C, K), (K,) -> (..., K)
     """gelu(x @ weight + bias), in GPT-2's tanh form (Hendrycks & Gimpel 2016, section 2):
 
         gelu(y) = 0.5 y (1 + tanh(u)),   u = sqrt(2/pi) (y + 0.044715 y^3)
+        slope = dgelu/dy = 0.5 (1 + tanh(u)) + 0.5 y (1 - tanh(u)^2) du/dy
 
-    cache holds the slope of gelu at y: backward is one product, and y can be forgotten.
-    """
+    cache is (x, weight, slope): kept in place of y, it makes backward one product. No argument is changed."""
     k = math.sqrt(2 / math.pi)
     y = x @ weight + bias
     tanh = np.tanh(k * (y + 0.044715 * y * y * y))
@@ -64,7 +60,8 @@ def linear_gelu_backward(dout, cache, dweight, dbias):  # (..., K) -> (..., C)
 
 def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..., C)
     """(x - mean) / sqrt(var + eps) * weight + bias, over the last axis (Ba, Kiros & Hinton 2016, eq. 4).
-    cache holds xhat, the normalised x, and rstd = 1 / sqrt(var + eps), one number a position.
+    var is the mean of (x - mean)^2. cache is (xhat, rstd, weight): xhat (..., C) is the normalised x, and
+    rstd = 1 / sqrt(var + eps) is (..., 1). x is not changed.
 
     >>> layernorm_forward(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2))[0].round(3)
     array([[-1.,  1.]])
@@ -76,9 +73,10 @@ def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..
 
 
 def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C) -> (..., C)
-    """Write dweight and dbias (C,); return dx, plus dresidual: what arrives along the residual path.
-    x reaches the output along three paths: directly, through the mean, through the variance.
-    With d = dout * weight, each of the last two takes a mean over C away:
+    """Write dweight and dbias (C,), sums over all positions of dout * xhat and of dout; return dx, plus
+    dresidual (..., C) if given: what arrives along the residual path. dout is not changed. x reaches the
+    output along three paths: directly, through the mean, through the variance. With d = dout * weight, each
+    of the last two takes a mean over C away:
 
         dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) + dresidual     (dresidual is used up)
     """
@@ -92,11 +90,12 @@ def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C)
 
 
 def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
-    """residual + x, with a share `rate` of x set to 0 and the rest divided by 1 - rate.
+    """residual + x * scale. scale is 0 for a share `rate` of the numbers, 1 / (1 - rate) for the others.
 
-    Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. Which numbers
-    fall is a hash of (seed, place): the same in every room and in a resumed run. 0 <= rate < 1; seed whole.
-    """
+    Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. A number falls if
+    its bits < rate * 2^32, rounded down. bits, in the order of x's rows, is a hash of (seed, place): the same
+    in every room and in a resumed run. 0 <= rate < 1; seed whole. cache is scale, with x's shape and dtype.
+    x and residual are not changed."""
     bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1)
     bits += np.uint32(seed * 0x85EBCA6B % 2**32)
     for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1):  # MurmurHash3's last step
@@ -126,8 +125,10 @@ def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T,
 
 
 def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
-    """The first half. p: module name -> (weight, bias); attention(qkv (B, T, 3C)) -> (out (B, T, C), cache):
-    the model says how: causal in a decoder, with the lengths of the rows in an encoder."""
+    """The first half: x + dropout(attention(layernorm(x) @ W_qkv + b_qkv) @ W_o + b_o). p: module name ->
+    (weight, bias). attention(qkv (B, T, 3C)) -> (out (B, T, C), cache): the model says how: causal in a
+    decoder, with the lengths of the rows in an encoder. The operations are called as ops.name: kernels may
+    stand in for those above. cache: the caches of the four steps, in order. x is not changed."""
     h, norm = ops.layernorm_forward(x, *p["ln_1"])
     qkv, c_attn = ops.linear_forward(h, *p["attn.c_attn"])
     h, attended = attention(qkv)
@@ -136,7 +137,9 @@ def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B,
 
 
 def look_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
-    """The same lines from last to first. g: module name -> (dweight, dbias), written. dx is used up."""
+    """The same lines from last to first, ops.self_attention_backward(dh, cache) for attention. At the plus dx
+    goes two ways: back through the branch, and straight on as layer norm's dresidual. Their sum is returned.
+    g: module name -> (dweight, dbias), written. dx is used up."""
     norm, c_attn, attended, c_proj = cache
     dh = branch_backward(ops, dx, c_proj, *g["attn.c_proj"])
     dqkv = ops.self_attention_backward(dh, attended)
@@ -172,15 +175,13 @@ def block_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
 
 
 def main():
-    print("32 random positions through 48 layers of gelu(x @ W) @ W, and a random gradient back\n")
-    print(f"{'':20s}{'spread of x after layer':>26s}{'alike after':>13s}{'gradient':>12s}")
-    print(f"{'':20s}{1:6d}{12:10d}{48:10d}{'48 layers':>13s}{'at the input':>14s}")
+    print("32 random positions through 48 layers of gelu(x @ W) @ W, and a random gradient back\n\n"
+          "spread of x after: layer 1  layer 12  layer 48    positions alike    gradient at the input")
     rng, C = np.random.default_rng(0), 64
     layers = rng.normal(0, 1 / math.sqrt(C), (48, 2, C, C))
     positions, gradient = rng.normal(size=(2, 1, 32, C))
     ones, zeros, ignored = np.ones(C), np.zeros(C), [np.empty((C, C)), np.empty(C)]  # gradients
-    for name, norm, residual in [("plain", False, False), ("layer norm", True, False),
-                                 ("residual", False, True), ("both: the block", True, True)]:
+    for name, norm, residual in ("plain", 0, 0), ("layer norm", 1, 0), ("residual", 0, 1), ("both", 1, 1):
         x, dx, caches, spread = positions, gradient, [], []
         for w_in, w_out in layers:
             h, norm_cache = layernorm_forward(x, ones, zeros) if norm else (x, None)
@@ -194,7 +195,6 @@ def main():
             dx = dx + dh if residual else dh
         directions = x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True)
         alike = (directions @ directions.T)[~np.eye(32, dtype=bool)].mean()
-        print(f"{name:20s}" + "".join(f"{spread[depth - 1]:10.1e}" for depth in (1, 12, 48))
-              + f"{alike:9.2f}{dx.std():14.1e}")
+        print(f"{name:17s}{spread[0]:9.1e}{spread[11]:10.1e}{spread[47]:10.1e}{alike:19.2f}{dx.std():25.1e}")
     print("\nPlain: all fades. Layer norm alone: positions end up alike (cosine near 1), what they were is "
           "lost.\nResidual alone: numbers grow and grow. With both, each layer adds a little to what is.")

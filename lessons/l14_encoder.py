@@ -19,7 +19,6 @@ B batch, T positions, C channels, V vocabulary, N real tokens, M masked places.
 `make lesson 14` trains one on fairy tales and lets it fill in words of tales that it never saw.
 """
 import re
-import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -36,9 +35,13 @@ from lessons.parameters import Config, Parameters, init_parameters, part_of
 from lessons.texts import read_text
 
 
-def apart(ops, lengths):
-    """ops whose self-attention takes rows end to end, (N, 3C), and keeps them apart: row b has lengths[b]
-    positions. Linear layers, norms and GELU do not care to which row a position belongs."""
+def apart(ops, lengths):  # (B,), B whole numbers with sum N
+    """A copy of ops whose self-attention, not causal, takes rows end to end and keeps them apart: row b, the
+    lengths[b] positions from sum(lengths[:b]) on, goes through ops' own as a batch of one. Nothing else
+    changes: linear layers, norms and GELU do not care to which row a position belongs. The two are
+
+        self_attention_forward(qkv (N, 3C), n_head) -> out (N, C), caches
+        self_attention_backward(dout (N, C), caches) -> dqkv (N, 3C)"""
     ends = np.cumsum(lengths)
     rows = [slice(end - n, end) for n, end in zip(lengths, ends)]
 
@@ -55,11 +58,11 @@ def apart(ops, lengths):
 
 
 def encoder_forward(ops, p, tokens, lengths=None, dropout=0.0, seed=0):  # (B, T) -> (B, T, C)
-    """A vector for each position, from the whole row. Row b has lengths[b] real tokens (None: T); what stands
-    behind them has no influence and gets vectors of 0. ValueError if a length is not in 1..T.
-
-    dropout is lesson 13's: every step and every thread needs its own seed.
-    """
+    """A vector for each position, from the whole row: x = layernorm(blocks((wte[tokens] + wpe[:T])[real])).
+    Row b has lengths[b] real tokens (None: T); real (B, T) is True there. What stands behind them has no
+    influence and gets vectors of 0. ValueError (padding_mask's) if a length is not in 1..T. dropout is lesson
+    13's: every step and every thread needs its own seed, and the block of layer l gets seed * n_layer + l.
+    cache: real, lengths, embedding's, a list of the blocks', layernorm's."""
     B, T = tokens.shape
     lengths, n_head = np.full(B, T) if lengths is None else lengths, p.config.n_head
     real, ops, blocks = padding_mask(lengths, T)[:, 0, 0], apart(ops, lengths), []
@@ -74,8 +77,9 @@ def encoder_forward(ops, p, tokens, lengths=None, dropout=0.0, seed=0):  # (B, T
 
 
 def encoder_backward(ops, dx, cache, g):  # (B, T, C)
-    """Write every gradient into g (Parameters), but add to g["wte.weight"], as embedding_backward does: a
-    tied head has left its share there. Where no head is tied, the caller sets g["wte.weight"] to 0 before."""
+    """dx = dloss / d(forward's x): its lines from last to first; dx in padding does not count. Write every
+    gradient into g (Parameters), but add to g["wte.weight"], as embedding_backward does: a tied head has left
+    its share there. Where no head is tied, the caller sets g["wte.weight"] to 0 before."""
     real, lengths, embedding, blocks, norm = cache
     ops = apart(ops, lengths)
     dx = ops.layernorm_backward(dx[real], norm, *g["ln_f"])
@@ -85,20 +89,19 @@ def encoder_backward(ops, dx, cache, g):  # (B, T, C)
 
 
 def spread(x, real):  # (N, C), (B, T) bool -> (B, T, C)
-    """Back to rows of one length, with 0 in padding."""
+    """Back to rows of one length: rows[real] = x, and 0 in padding. x's dtype stays. x[real] undoes it."""
     rows = np.zeros((*real.shape, x.shape[-1]), x.dtype)
     rows[real] = x
     return rows
 
 
 def mask_tokens(rng, tokens, lengths, mask_id, vocab_size, rate=0.15):  # (B, T), (B,) -> (B, T), (B, T)
-    """Inputs with some tokens hidden, and targets: those tokens, and IGNORE everywhere else.
-
-    Chosen are `rate` of each row's real tokens, rounded, but at least one: a row without would teach nothing.
-    Of the chosen, as in BERT, 80 % become mask_id, 10 % a random one of the vocabulary, 10 % stay. With masks
-    alone it could care for the vectors of [MASK] only, and a text in use has none. So some of what it must
-    guess looks like any other word: every vector has to say what fits its place.
-    """
+    """Inputs with some tokens hidden, and targets: those tokens, and IGNORE everywhere else. tokens stay.
+    Chosen are max(1, round(rate * lengths[b])) of row b's real tokens, each equally likely: a row without
+    would teach nothing. Of the chosen, as in BERT, 80 % become mask_id, 10 % a random one of the vocabulary
+    (0 .. vocab_size - 1), 10 % stay. With masks alone it could care for the vectors of [MASK] only, and a
+    text in use has none. So some of what it must guess looks like any other word: every vector has to say
+    what fits its place. rng is a np.random.Generator."""
     lengths = np.asarray(lengths)[:, None]
     draw = np.where(np.arange(tokens.shape[1]) < lengths, rng.random(tokens.shape), 1)  # padding: the largest
     order = draw.argsort(axis=1)  # in each row 0 .. length - 1 shuffled, then the rest
@@ -109,9 +112,9 @@ def mask_tokens(rng, tokens, lengths, mask_id, vocab_size, rate=0.15):  # (B, T)
 
 
 def mlm_gradient(ops, p, batch, total, g, dropout=0.0, seed=0):
-    """These rows' part of the mean loss over `total` targets; writes its gradient into g. batch is inputs
-    (B, T), targets (B, T), lengths (B,). The head is the token table again, as in BERT (whose dense layer
-    before it and bias are left out). It scores the M masked places alone: there is no loss elsewhere."""
+    """Return these rows' part of the mean loss over `total` targets; write its gradient to g. batch: inputs,
+    targets (B, T), lengths (B,). The head is the token table again, as in BERT (its dense layer and bias are
+    left out), for the M masked places alone: logits = x[masked] @ wte.T (M, V). Elsewhere no loss, dx = 0."""
     inputs, targets, lengths = batch
     masked = targets != IGNORE
     x, cache = encoder_forward(ops, p, inputs, lengths, dropout, seed)
@@ -123,14 +126,18 @@ def mlm_gradient(ops, p, batch, total, g, dropout=0.0, seed=0):
     return loss
 
 
-def update(ops, p, g, m, v, rate, step):
-    """Muon for the matrices, AdamW for the rest (lesson 10). p, g and their memory m, v are Parameters."""
+def update(ops, p, g, m, v, rate, step, share=0.4):
+    """One step of lesson 10's, in place: p and its memory m, v change, g does not. All four are Parameters.
+
+        muon      lr = rate, momentum 0.95                               each matrix by itself (see part_of)
+        adamw     lr = share * rate, betas 0.9 and 0.99, eps 1e-8        p.parts "tables" and "vectors"
+
+    No weight decay, scale 1. share: a step that suits Muon is too long for AdamW."""
     for name, matrix in p.views.items():
         if part_of(name, matrix.shape) == "matrices":
             ops.muon(matrix, g[name], m[name], rate, 0.95, 0.0, 1.0)
-    for part in p.parts["tables"], p.parts["vectors"]:
-        ops.adamw(p.flat[part], g.flat[part], m.flat[part], v.flat[part], 0.4 * rate, 0.9, 0.99, 1e-8,
-                  0.0, step, 1.0)
+    for s in p.parts["tables"], p.parts["vectors"]:
+        ops.adamw(p.flat[s], g.flat[s], m.flat[s], v.flat[s], share * rate, 0.9, 0.99, 1e-8, 0.0, step, 1.0)
 
 
 def train(ops, p, rows, lengths, mask_id, steps, batch=48):  # yields the loss of each step
@@ -139,17 +146,15 @@ def train(ops, p, rows, lengths, mask_id, steps, batch=48):  # yields the loss o
     for step in range(1, steps + 1):
         some = rng.integers(0, len(rows), batch)
         inputs, targets = mask_tokens(rng, rows[some], lengths[some], mask_id, p.config.vocab_size, rate=0.3)
-        total = np.count_nonzero(targets != IGNORE)
-        loss = mlm_gradient(ops, p, (inputs, targets, lengths[some]), total, g)
+        loss = mlm_gradient(ops, p, (inputs, targets, lengths[some]), np.count_nonzero(targets != IGNORE), g)
         update(ops, p, g, m, v, warmup_linear(step, steps + 1, 20, 0.02), step)
         yield loss
 
 
 def sentences(text, longest):  # -> [[word, ...], ...]
     """Words in lower case, and punctuation. A sentence is cut after `longest`; one below 4 is dropped."""
-    parts = re.findall("[^.!?]+.", text.lower())
-    split = [re.findall(r"[a-z]+(?:’[a-z]+)*|[.,;:!?]", part) for part in parts]
-    return [words[i:i + longest] for words in split for i in range(0, len(words) - 3, longest)]
+    rows = [re.findall(r"[a-z]+(?:’[a-z]+)*|[.,;:!?]", part) for part in re.findall("[^.!?]+.", text.lower())]
+    return [words[i:i + longest] for words in rows for i in range(0, len(words) - 3, longest)]
 
 
 def main():
@@ -181,11 +186,9 @@ def main():
     print(f"{len(seen):,} sentences of fairy tales to learn from; in {len(unseen)} of other tales a word is "
           f"hidden, three times each\nguess {frequent[0]!r}, the most frequent, each time: {right(0)} right\n"
           f"guess what most often followed the word before: {right(by_count)} right")
-    start = time.perf_counter()
     for step, loss in enumerate(train(ops, p, rows, lengths, mask_id, steps=1250), 1):
         if step == 1 or step % 250 == 0:
-            print(f"  step {step:4}, {time.perf_counter() - start:4.1f} s: loss {loss:.2f}, "
-                  f"{right(fill_in(hidden).argmax(axis=1))} right", flush=True)
+            print(f"  step {step:4}: loss {loss:.2f}, {right(fill_in(hidden).argmax(1))} right", flush=True)
     for side, masked in ("follows", np.logical_or.accumulate(hidden, axis=1)), (
             "precedes", np.logical_or.accumulate(hidden[:, ::-1], axis=1)[:, ::-1]):
         print(f"if all that {side} is hidden too: {right(fill_in(masked).argmax(axis=1))} right")

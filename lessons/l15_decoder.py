@@ -14,7 +14,7 @@ In training the decoder reads the right text, all positions at once ("teacher fo
 it could copy. In use it reads what it wrote itself, token by token, from <bos> until it writes <eos>.
 
 B batch, S positions of the source, T of the text, C channels, H heads, V vocabulary.
-`make lesson 15` learns to write words backwards, and draws where it looks for each letter.
+`make lesson 15` learns to write random words backwards, always new ones, and draws where it looks.
 """
 from pathlib import Path
 
@@ -26,8 +26,10 @@ from lessons import l13_block as block
 from lessons.l05_tokenizer import pad
 from lessons.l08_losses import IGNORE
 from lessons.l10_optimizers import warmup_linear
-from lessons.l14_encoder import encoder_backward, encoder_forward
-from lessons.parameters import Config, Parameters, init_parameters, part_of
+from lessons.l14_encoder import encoder_backward, encoder_forward, update
+from lessons.parameters import Config, Parameters, init_parameters
+
+SYMBOLS, BOS, EOS = "abcdefghijklmnopqrstuvwxyz<>", 26, 27  # < stands for <bos>, > for <eos>
 
 
 class EncoderDecoderConfig(Config):
@@ -42,8 +44,10 @@ class EncoderDecoderConfig(Config):
 
 
 def consult_forward(ops, x, p, memory, n_head, lengths=None, dropout=0.0, seed=0):
-    """x (B, T, C), memory (B, S, C) -> (B, T, C). Of row b of memory the first lengths[b] positions are real:
-    nobody looks at the others. p: module name -> (weight, bias)."""
+    """x (B, T, C), memory (B, S, C) -> x + dropout(attention(q, k, v) @ W_o + b_o), by branch_forward;
+    q = layernorm(x) @ W_q + b_q, k|v = memory @ W_kv + b_kv. p: module name -> (weight, bias), named as in
+    shapes. Of row b of memory the first lengths[b] positions are real (None: all): nobody looks at the rest.
+    cache: layernorm's, q_attn's, c_attn's, attention's (alignment reads it), branch_forward's."""
     h, norm = ops.layernorm_forward(x, *p["ln_cross_attn"])
     q, q_attn = ops.linear_forward(h, *p["crossattention.q_attn"])
     kv, c_attn = ops.linear_forward(memory, *p["crossattention.c_attn"])
@@ -53,7 +57,8 @@ def consult_forward(ops, x, p, memory, n_head, lengths=None, dropout=0.0, seed=0
 
 
 def consult_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C), (B, S, C)
-    """Return dx and dmemory (0 in padding). g: module name -> (dweight, dbias), written. dx is used up."""
+    """Return dx and dmemory (0 in padding): consult_forward's lines from last to first. x goes two ways, so
+    dx = dx + layernorm's dx. g: module name -> (dweight, dbias), written. dx is used up."""
     norm, q_attn, c_attn, attended, c_proj = cache
     dh = block.branch_backward(ops, dx, c_proj, *g["crossattention.c_proj"])
     dq, dkv = ops.cross_attention_backward(dh, attended)
@@ -63,15 +68,17 @@ def consult_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C), (B, S, C)
 
 
 def decoder_forward(ops, p, tokens, memory, lengths=None, dropout=0.0, seed=0):
-    """tokens (B, T), memory (B, S, C) -> logits (B, T, V) of the token after each position. lengths (B,): how
-    many positions of each row of memory are real. Padding in tokens needs none: it stands at the end, where
-    the causal mask hides it. ValueError if memory does not have a row for each row of tokens."""
+    """tokens (B, T), memory (B, S, C) -> logits (B, T, V) of the token after each position, as at the top.
+    lengths (B,): how many positions of each row of memory are real. Padding in tokens needs none: it stands
+    at the end, where the causal mask hides it. ValueError unless memory has a row for each row of tokens.
+    Look, consult and think each drop others: the seeds of layer l are 3 (seed * n_layer + l) + 0, 1, 2.
+    cache: embedding's, a list of each layer's (look's, consult's, think's), layernorm's, the head's."""
     if len(memory) != len(tokens):
         raise ValueError(f"{len(tokens)} rows of tokens, {len(memory)} of memory: give each its own source")
     n_head, blocks = p.config.n_head, []
     x, embedding = ops.embedding_forward(tokens, p["wte.weight"], p["wpe.weight"])
     for layer, modules in enumerate(p.blocks):
-        first = 3 * (seed * p.config.n_layer + layer)  # three seeds a layer: each part drops others
+        first = 3 * (seed * p.config.n_layer + layer)
         x, looked = block.look_forward(ops, x, modules, lambda qkv: ops.self_attention_forward(qkv, n_head),
                                        dropout, first)
         x, consulted = consult_forward(ops, x, modules, memory, n_head, lengths, dropout, first + 1)
@@ -83,7 +90,7 @@ def decoder_forward(ops, p, tokens, memory, lengths=None, dropout=0.0, seed=0):
 
 
 def decoder_backward(ops, dlogits, cache, g):  # (B, T, V) -> (B, S, C)
-    """Write every gradient into g (Parameters); return dmemory, the sum of what each layer asks of it."""
+    """Write every gradient into g (Parameters); return dmemory = the sum of what each layer asks of it."""
     embedding, blocks, norm, head = cache
     dh = ops.linear_backward(dlogits, head, g["wte.weight"].T)
     dx, dmemory = ops.layernorm_backward(dh, norm, *g["ln_f"]), 0
@@ -109,7 +116,7 @@ def encoder_decoder_forward(ops, p, source, tokens, lengths=None, dropout=0.0, s
 
 
 def encoder_decoder_backward(ops, dlogits, cache, g):  # (B, T, V)
-    """Write every gradient into g. All that the encoder learns comes through dmemory."""
+    """Write every gradient into g. The encoder's are of dmemory (B, S, C) alone; its dwte starts from 0."""
     encoder, decoder = cache
     dmemory = decoder_backward(ops, dlogits, decoder, g.under("decoder."))
     g["encoder.wte.weight"][:] = 0  # the encoder adds to it, and no tied head has written it
@@ -127,8 +134,8 @@ def encoder_decoder_gradient(ops, p, batch, total, g, dropout=0.0, seed=0):
 
 
 def write(ops, p, source, lengths, bos, eos, n):  # (B, S), (B,) -> (B, at most n)
-    """Greedy: the most probable token, until every row has written eos, or n tokens. A row that has ended is
-    filled up with eos. The source is read once, the text again for each token (lesson 19 saves that)."""
+    """Greedy: after bos the most probable token, until every row has written eos, or n tokens. A row that has
+    ended is filled up with eos. The source is read once, the text for each token (lesson 19 does not)."""
     memory, _ = encoder_forward(ops, p.under("encoder."), source, lengths)
     tokens, ended = np.full((len(source), 1), bos), np.zeros(len(source), bool)
     while tokens.shape[1] <= n and not ended.all():
@@ -138,11 +145,9 @@ def write(ops, p, source, lengths, bos, eos, n):  # (B, S), (B,) -> (B, at most 
     return tokens[:, 1:]
 
 
-SYMBOLS, BOS, EOS = "abcdefghijklmnopqrstuvwxyz<>", 26, 27  # < stands for <bos>, > for <eos>
-
-
 def reversal(words):  # B strings -> source (B, T), targets (B, T), inputs (B, T), lengths (B,)
-    """A batch for encoder_decoder_gradient. Each word ends with <eos>, and is filled up with <eos>."""
+    """A batch for encoder_decoder_gradient, T = longest word + 1. source: word + EOS. targets: reversed word
+    + EOS. inputs: BOS + targets without the last. Padding is EOS, in targets IGNORE. lengths: letters + 1."""
     source, real = pad([[*map(SYMBOLS.index, word + ">")] for word in words], EOS)
     targets, _ = pad([[*map(SYMBOLS.index, word[::-1] + ">")] for word in words], EOS)
     inputs = np.insert(targets[:, :-1], 0, BOS, axis=1)
@@ -161,14 +166,10 @@ def random_words(rng, n):  # -> n strings of 5 to 12 letters
 
 def train(ops, p, words, steps):  # yields the loss of each step; words(): the strings of the next batch
     g, m, v = (Parameters(p.config) for _ in range(3))
-    matrices = [name for name, view in p.views.items() if part_of(name, view.shape) == "matrices"]
     for step in range(1, steps + 1):
         batch, rate = reversal(words()), warmup_linear(step, steps + 1, steps // 20, 0.015)
         loss = encoder_decoder_gradient(ops, p, batch, np.count_nonzero(batch[1] != IGNORE), g)
-        for name in matrices:
-            ops.muon(p[name], g[name], m[name], rate, 0.95, 0.0, 1.0)
-        for s in p.parts["tables"], p.parts["vectors"]:
-            ops.adamw(p.flat[s], g.flat[s], m.flat[s], v.flat[s], rate, 0.9, 0.99, 1e-8, 0.0, step, 1.0)
+        update(ops, p, g, m, v, rate, step, share=1.0)
         yield loss
 
 
@@ -176,7 +177,6 @@ def main():
     threadpool_limits(1, "blas")  # these matrices are too small to share
     ops, rng, fresh = devices.ops("cpu"), np.random.default_rng(15), np.random.default_rng(16)
     p = init_parameters(EncoderDecoderConfig(len(SYMBOLS), 13, n_layer=1, n_head=4, n_embd=64))
-    print("learns to write words of 5 to 12 random letters backwards; new words in each step and each test")
     for step, loss in enumerate(train(ops, p, lambda: random_words(rng, 32), 500), 1):
         if step == 1 or step % 100 == 0:
             words = random_words(fresh, 1000 if step == 500 else 200)

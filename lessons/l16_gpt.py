@@ -21,10 +21,19 @@ from lessons.parameters import Config, Parameters, init_parameters
 
 
 def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  # (B, T) -> (B, T, V)
-    """Logits of the next token at each position; the first token stands at position `start`.
+    """Logits of the next token at each position, and the cache; the first token stands at position `start`.
 
-    attention(qkv, layer) -> (out, cache) takes the place of causal self-attention: generation remembers there
-    what it has seen (lesson 19). dropout is lesson 13's: every step and every thread needs its own seed.
+        x (B, T, C) = ops.embedding_forward(tokens, wte, wpe, start)
+        x = block_forward(ops, x, p.blocks[layer], attention, dropout, seed)      for each layer, from 0 on
+        logits = ops.linear_forward(ops.layernorm_forward(x, weight and bias of ln_f), wte.T)        no bias
+
+    Each of them returns (out, cache). The cache of the whole is theirs, in this order: (embedding, [block 0,
+    block 1, ...], layer norm, head). p is Parameters, and neither p nor tokens (integers) is changed.
+
+    A block wants an attention that takes qkv (B, T, 3C) alone. By default it is causal self-attention with
+    config.n_head heads. If attention is given, that one is called with (qkv, layer) instead and returns (out
+    (B, T, C), cache): generation remembers there what it has seen (lesson 19). dropout is lesson 13's. Every
+    step, thread and layer needs masks of its own: the block's seed is seed * n_layer + layer.
     """
     config = p.config
     if attention is None:
@@ -42,8 +51,19 @@ def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  
 
 
 def gpt_backward(ops, dlogits, cache, g):  # (B, T, V)
-    """Write every gradient into g (Parameters). The token table's has two parts: the head writes its own, the
-    embedding adds its own."""
+    """Write every gradient into g (Parameters), whatever stood there before. Nothing is returned: tokens have
+    no gradient.
+
+    The lines of gpt_forward from last to first, each with the cache it left:
+
+        dh = ops.linear_backward(dlogits, ..., d wte.T)               writes
+        dx = ops.layernorm_backward(dh, ..., two of ln_f)             writes
+        dx = block_backward(ops, dx, ..., g.blocks[layer])            writes; the last layer first
+        ops.embedding_backward(dx, ..., d wte, d wpe)                 adds to d wte, writes d wpe
+
+    The token table is used twice, so its gradient has two parts: the head writes its own, and that is why the
+    embedding adds. There is no bias in the head, hence no dbias.
+    """
     embedding, blocks, norm, head = cache
     dh = ops.linear_backward(dlogits, head, g["wte.weight"].T)
     dx = ops.layernorm_backward(dh, norm, *g["ln_f"])
@@ -52,15 +72,25 @@ def gpt_backward(ops, dlogits, cache, g):  # (B, T, V)
     ops.embedding_backward(dx, embedding, g["wte.weight"], g["wpe.weight"])
 
 
-def count_parameters(config):
+def count_parameters(config):  # Config -> int
+    """How many numbers a model of this Config learns: the sum over config.shapes() of the product of a shape.
+
+    With V tokens, T positions, L layers: V C + T C, a block 12 C^2 + 13 C, the last norm 2 C. The head is the
+    token table, so it counts once. (The padding in Parameters.flat is not learned and does not count.)
+
+    >>> count_parameters(Config(vocab_size=2, block_size=3, n_layer=1, n_head=1, n_embd=4))
+    272
+    """
     return sum(math.prod(shape) for shape in config.shapes().values())
 
 
-def count_flops(config, tokens):
-    """Multiplications and additions of one training step over `tokens` tokens in full blocks.
+def count_flops(config, tokens):  # Config, int -> int
+    """Multiplications and additions of one training step over `tokens` tokens in full blocks of T.
 
-    A matrix of n numbers costs 2n operations a token forward, 4n backward (Kaplan et al. 2020, section 2.1);
-    attention 2 C (T + 1) a token and layer forward (half of the square is masked), and twice that back.
+    A matrix of n numbers costs 2n operations a token forward, 4n backward (Kaplan et al. 2020, section 2.1).
+    A block has 12 C^2 numbers in matrices, the head V C; tables are looked up, biases and norms neglected.
+    Attention costs 2 C (T + 1) a token and layer forward, and twice that back: half of the square is masked,
+    so a query meets (T + 1) / 2 keys on average, and q.k and weights.v cost 2 C operations a key each.
     """
     C, T = config.n_embd, config.block_size
     multiplied = config.n_layer * 12 * C * C + config.vocab_size * C

@@ -6,11 +6,10 @@ A model folder holds three files, those of Hugging Face's GPT-2, so that `transf
     config.json         the sizes, and which variant of the formula the numbers are for
     tokenizer.json      lesson 5's; with another vocabulary, token 17 is another word
 
-A training's checkpoint is one safetensors file with more arrays and its settings. Both carry a checksum: a
-model with one wrong number still writes text. Nothing in the format
-(https://huggingface.co/docs/safetensors) is executed; a pickled .bin runs what its author wanted.
-`make lesson 17` reads a file byte by byte, changes a bit, and ends processes while they write; with a FOLDER,
-`python -m lessons weights FOLDER`, it lists a GPT-2's tensors.
+A training's checkpoint is one such file with more arrays. All carry checksums, for a model with one wrong
+number still writes text. Nothing in the format (https://huggingface.co/docs/safetensors) is executed; a
+pickled .bin runs what its author wanted. `make lesson 17` reads a file byte by byte, changes a bit, and ends
+processes while they write; `python -m lessons weights FOLDER` lists a GPT-2's tensors.
 """
 import contextlib
 import json
@@ -25,19 +24,20 @@ from safetensors import SafetensorError
 
 from lessons.errors import InputError
 from lessons.gpt2_folder import config_json, open_tensors, read_config, read_parameters
-from lessons.l16_gpt import count_parameters
 from lessons.parameters import Config, init_parameters
 
 # Ours in the metadata: two checksums of a model, and what a checkpoint is known by (version 2).
 SEAL, TOKENS_SEAL, STATE = "crc32 of sizes and numbers", "crc32 of the tokens", "training state 2"
 
 
-def write_atomically(path, write):
-    """write(temporary) fills a file beside path, which then takes path's place: old or new, never half.
+def write_atomically(path, write):  # write: a function of a path
+    """Whoever opens path, at any time, finds the old file or the new one: never half of one.
 
-    If write raises, the old file stays and the temporary one goes. A link stays, its target is replaced.
-    InputError if path is a folder or a device. An OSError (a full disk) passes, with a file's name.
-    """
+    write(temporary) fills a file beside path, called like it with .tmp behind; what a killed process left
+    there is removed first. Then its bytes go to the disk (os.fsync), it takes path's name (os.replace), and
+    the folder goes to the disk where the system can do that. If anything is raised, Ctrl-C too, the temporary
+    file is removed and the exception passes on; an OSError without a filename (a full disk) gets path's.
+    If path is a link, its target is replaced. InputError if it is a folder or a device."""
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a file: move it away, or write somewhere else")
@@ -54,19 +54,28 @@ def write_atomically(path, write):
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # not every system can sync a folder
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # not every system can
         folder = os.open(path.parent, os.O_RDONLY)
         stack.callback(os.close, folder)
         os.fsync(folder)  # the new name itself
 
 
-def laid_out(arrays):
-    """Each array in the order of its axes, little end first, as it will lie in the file. Most do already."""
+def laid_out(arrays):  # {name: array of any shape} -> {name: array of the same shape}, sorted by name
+    """Each array as its bytes will lie in the file: a[i, j] of shape (m, n) is number n i + j (order C), and
+    each number begins with its little end. What lies so already, as most do, is not copied: it is large."""
     return {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in sorted(arrays.items())}
 
 
-def write_tensors(path, arrays, metadata):
-    """A safetensors file by hand, wide types first: so every number lies at a multiple of its own size."""
+def write_tensors(path, arrays, metadata):  # {name: array of any shape}, {str: str}
+    """A safetensors file by hand, through write_atomically:
+
+        8 bytes    the header's length n, little end first
+        n bytes    JSON: {"__metadata__": metadata, name: {"dtype": "F32", "shape": [2, 3], "data_offsets":
+                   [begin, end]}, ...}, and spaces until n is a multiple of 8
+        the rest   array after array as laid_out, no gaps: begin = 0 for the first, end = begin + its bytes
+
+    dtype: F, I or U and the bits of a number, or BOOL. Wide types come first, equally wide ones by name. So
+    every number lies at a multiple of its own size, and the same arrays give the same file."""
     arrays = dict(sorted(laid_out(arrays).items(), key=lambda item: -item[1].itemsize))
     header, end = {"__metadata__": metadata}, 0
     for name, a in arrays.items():
@@ -83,16 +92,13 @@ def write_tensors(path, arrays, metadata):
     write_atomically(path, write)
 
 
-def checksum(arrays, about):  # -> str
-    """CRC-32 of `about`, which JSON can hold, and of each array's name, type, shape and numbers."""
+def checksum(arrays, about):  # {name: array of any shape}, what JSON can hold -> str, a decimal number
+    """The CRC-32 of these bytes: json.dumps(about); then array by array, as laid_out has them, that of
+    [name, dtype.str, shape] and the numbers. zlib.crc32(more, crc) goes on where crc ended."""
     crc = zlib.crc32(json.dumps(about).encode())
     for name, a in laid_out(arrays).items():
         crc = zlib.crc32(a, zlib.crc32(json.dumps([name, a.dtype.str, a.shape]).encode(), crc))
     return str(crc)
-
-
-def tokens_crc32(tokenizer):
-    return checksum({}, repr(tokenizer.tokens))
 
 
 def save_model(folder, p, tokenizer):
@@ -105,7 +111,7 @@ def save_model(folder, p, tokenizer):
     if tokenizer is None:
         (folder / "tokenizer.json").unlink(missing_ok=True)  # it was another model's
     else:
-        metadata[TOKENS_SEAL] = tokens_crc32(tokenizer)
+        metadata[TOKENS_SEAL] = checksum({}, repr(tokenizer.tokens))
         write_atomically(folder / "tokenizer.json", lambda file: save_tokenizer(tokenizer, file))
     write_atomically(folder / "config.json", lambda file: file.write_text(config_json(p.config)))
     write_tensors(folder / "model.safetensors", numbers, metadata)
@@ -114,9 +120,8 @@ def save_model(folder, p, tokenizer):
 def load_model(folder):
     """A folder of ours, or a GPT-2 from elsewhere -> Parameters (float32), tokenizer or None.
 
-    Names may begin with `transformer.`, an lm_head.weight may be there if it equals wte.weight, other floats
-    become float32. InputError, in one line, where we would compute something else. But files from elsewhere
-    have no checksum: there a changed bit is another number."""
+    Names may begin with `transformer.`, there may be an lm_head.weight if it equals wte.weight, other floats
+    become float32. InputError where we would compute other numbers. Files from elsewhere have no checksum."""
     from lessons.tokenizer_json import load_tokenizer
     config, path = read_config(Path(folder, "config.json")), Path(folder, "model.safetensors")
     with open_tensors(path) as file:
@@ -125,19 +130,19 @@ def load_model(folder):
         raise InputError(f"{path} or config.json is damaged (the checksum does not fit): take another copy")
     if not np.isfinite(p.flat).all():
         raise InputError(f"{path} holds NaN or infinity: take an earlier copy, or train anew")
-    file = path.with_name("tokenizer.json")
-    tokenizer = load_tokenizer(file) if os.path.lexists(file) else None
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    if not os.path.lexists(file := path.with_name("tokenizer.json")):
+        return p, None
+    if (tokenizer := load_tokenizer(file)).vocab_size > config.vocab_size:
         raise InputError(f"{file}: {tokenizer.vocab_size} tokens, model {config.vocab_size}: take another")
-    if tokenizer is not None and metadata.get(TOKENS_SEAL) not in (None, tokens_crc32(tokenizer)):
+    if metadata.get(TOKENS_SEAL) not in (None, checksum({}, repr(tokenizer.tokens))):
         raise InputError(f"{file} is not the one that the model was saved with: take that one")
     return p, tokenizer
 
 
 def save_state(path, arrays, settings):
     """Write {name: array} and a dict that JSON can hold: all that a training needs to go on, in one file."""
-    crc = checksum(arrays, settings)
-    write_tensors(path, arrays, {STATE: json.dumps({"crc32": crc, "settings": settings})})
+    state = {"crc32": checksum(arrays, settings), "settings": settings}
+    write_tensors(path, arrays, {STATE: json.dumps(state)})
 
 
 def load_state(path):
@@ -157,9 +162,7 @@ def crash(path, point):
     def write(path):
         with open(path, "wb", buffering=0) as file:
             file.write(b"NE")
-            if "halfway" in point:
-                os._exit(9)
-            file.write(b"W")
+            os._exit(9) if "halfway" in point else file.write(b"W")
 
     if "before" in point:
         os.replace = lambda *_: os._exit(9)
@@ -171,17 +174,15 @@ def main(folder=None):
         p, _ = load_model(folder)
         for name, view in p.views.items():
             print(f"{name:24s}{view.shape!s:>14}{view.size:12,} mean {view.mean():+.3f} std {view.std():.3f}")
-        return print(f"{count_parameters(p.config):,} parameters")
+        return print(f"{sum(view.size for view in p.views.values()):,} parameters")
     from lessons.l05_tokenizer import char_tokenizer
     with tempfile.TemporaryDirectory() as place:
         path, tokenizer = Path(place, "model.safetensors"), char_tokenizer("to be or not to be")
-        config = Config(tokenizer.vocab_size, block_size=8, n_layer=1, n_head=2, n_embd=4)
-        save_model(place, init_parameters(config), tokenizer)
+        save_model(place, init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 4)), tokenizer)
         print("in the folder:    ", *(f"{f.name} ({f.stat().st_size} bytes)" for f in Path(place).iterdir()))
         n = int.from_bytes((data := path.read_bytes())[:8], "little")
         print(f"bytes 0 to 7:      {data[:8].hex(' ')} = {n}, little end first: so long is the header")
         print(f"bytes 8 to {7 + n}:   {data[8:90].decode()} ...")
-        print(f"                   ... {data[n - 60:n + 8].decode().rstrip()}, and spaces")
         print(f"the last 8 bytes:  {data[-8:].hex(' ')} = {np.frombuffer(data[-8:], '<f4')}, of wte.weight")
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         try:
@@ -195,6 +196,5 @@ def main(folder=None):
             child = spawn.Process(target=crash, args=(target, point))
             child.start()
             child.join()
-            left = (f"{file.name}: {file.read_text()}" for file in sorted(target.parent.glob("weights*")))
-            print(f"  {point:26s}", *left)
+            print(f"  {point:26s}", *(f"{f.name}: {f.read_text()}" for f in sorted(path.parent.glob("w*"))))
         print("Power loss would also take what the system has not put on the disk yet: hence fsync.")

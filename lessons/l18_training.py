@@ -3,14 +3,12 @@
     for step in 1 .. steps:
         rows of text  ->  loss and gradient  ->  clip  ->  update of all parameters
 
-Every core runs forward and backward on its share of the rows, in a thread of its own with its own gradient
-buffer. NumPy and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds
-up its slice of the gradients and updates its slice of the parameters. Between machines this is called data
-parallelism; here it is the same thing inside one process. Where memory is short, a thread computes its share
-in parts, one after the other: the gradient of a sum is the sum of the gradients.
+Every core runs forward and backward on its share of the rows, in a thread with its own gradient buffer. NumPy
+and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds up its slice
+of the gradients and updates its slice of the parameters. Between machines this is called data parallelism.
+Where memory is short, a thread computes its share in parts: the gradient of a sum is the sum of gradients.
 
-B rows of a batch, T positions, R threads, n parameters. Losses are in nats a token; what can be compared
-between tokenizers is bits a character.
+B rows of a batch, T positions, R threads (i is one of them), n parameters. Losses are in nats a token.
 `make lesson 18` (the same as `make train`) is the main job: a GPT on Shakespeare in about three minutes.
 """
 import math
@@ -39,14 +37,16 @@ def split(text):  # -> (training text, validation text)
 
 
 def rows(tokens, batch, block, seed, step):  # (n,) -> X (B, T), Y (B, T): Y is X one position later
-    """Random windows of the text. They depend on seed and step alone: a resumed run sees the same."""
+    """Random windows: X[b, t] = tokens[start_b + t], Y[b, t] = tokens[start_b + t + 1]; every start at which
+    they fit is equally likely. Drawn by default_rng((seed, step)): a resumed run sees the same."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block, batch)
     windows = tokens[starts[:, None] + np.arange(block + 1)]
     return windows[:, :-1], windows[:, 1:]
 
 
 def share(start, stop, i, parts):
-    """The i-th of `parts` nearly equal pieces of range(start, stop), as a slice. The rest is spread.
+    """The i-th of `parts` pieces of range(start, stop), as a slice. Nothing is left over, and sizes differ by
+    one at most: the pieces before the i-th hold (stop - start) i / parts numbers, rounded down.
 
     >>> [share(0, 12, i, 5) for i in range(5)]
     [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None), slice(7, 9, None), slice(9, 12, None)]
@@ -56,7 +56,8 @@ def share(start, stop, i, parts):
 
 
 def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> their part of the mean loss
-    """Writes its gradient into g. total: the number of targets that count in the whole batch."""
+    """Sum of -ln p(target) / total, the number of targets that count in the whole batch. Writes its gradient
+    into g. The model drops out with this rate and seed."""
     X, Y = batch
     logits, cache = gpt_forward(ops, p, X, dropout=dropout, seed=seed)
     loss, dlogits = ops.cross_entropy(logits, Y, total)
@@ -67,8 +68,8 @@ def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> t
 class Trainer:
     """A model, its optimizer's memory, and the threads that train it.
 
-    gradient: gpt_gradient, or the same for another model and loss. accumulate: every thread computes its rows
-    in so many parts, one after the other, so that activations of a part only take memory. dropout: its rate.
+    gradient: gpt_gradient, or the same for another model and loss. accumulate: in how many parts a thread
+    computes its rows, one after the other: the fewer at once, the less memory. dropout: its rate.
     """
 
     def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0, gradient=gpt_gradient,
@@ -83,7 +84,9 @@ class Trainer:
         self.grads = [Parameters(config, flat) for flat in self.flat_grads]
         self.spare = [Parameters(config) for _ in range(threads)] if accumulate > 1 else []
         self.m, self.v = aligned_zeros(n, np.float32), aligned_zeros(n, np.float32)
-        self.momentum, self.matrices = Parameters(config, self.m), block_matrices(self.p)  # for Muon
+        self.momentum = Parameters(config, self.m)  # for Muon; its matrices by work: size times small side
+        matrices = [name for name, view in self.p.views.items() if part_of(name, view.shape) == "matrices"]
+        self.matrices = sorted(matrices, key=lambda name: self.p[name].size * min(self.p[name].shape))
         self.pool = ThreadPoolExecutor(threads)
 
     def together(self, function):
@@ -92,7 +95,11 @@ class Trainer:
 
     def step(self, *batch):  # arrays with B rows -> loss in nats a target, norm of its gradient, not clipped
         """One update of all parameters. The second array has the targets: X (B, T), Y (B, T) for a GPT.
-        Diverged, with nothing changed, if loss or norm is not finite."""
+
+        All threads together: loss_and_gradient, total being the number of targets that are not IGNORE; then
+        add_gradients; then update, scaled by clip_scale (lesson 10) to CLIP. The threads' losses add up, and
+        their squared norms. self.steps counts the step before its update. If loss or norm is not finite:
+        Diverged, and parameters, memory and steps are as before."""
         total = np.count_nonzero(batch[1] != IGNORE)
         loss = sum(self.together(lambda i: self.loss_and_gradient(batch, total, i)))
         norm = math.sqrt(sum(self.together(self.add_gradients)))
@@ -103,14 +110,19 @@ class Trainer:
         return loss, norm
 
     def loss_and_gradient(self, batch, total, i):
-        """The i-th share of the rows, part by part: its part of the mean loss; its gradient in buffer i."""
+        """The i-th share of the rows, part by part: its part of the mean loss; its gradient in self.grads[i].
+
+        self.gradient(self.ops, self.p, [each array's rows], total, g, self.dropout, seed) returns a part's
+        loss and overwrites g: self.grads[i] for part 0, later self.spare[i], from where it is added. Parts
+        are shares of the share: self.accumulate, fewer if rows are fewer. Without rows loss and gradient are
+        0. seed: 0, or with dropout an int from np.random.SeedSequence((self.seed, self.steps, i, part))."""
         mine, loss, seed = share(0, len(batch[0]), i, self.threads), 0.0, 0
         parts = min(self.accumulate, mine.stop - mine.start)
         if parts == 0:  # more threads than rows
             self.grads[i].flat[:] = 0
         for k in range(parts):
             part, g = share(mine.start, mine.stop, k, parts), self.spare[i] if k else self.grads[i]
-            if self.dropout:  # others fall in every step, thread and part, and the same in a resumed run
+            if self.dropout:
                 seed = int(np.random.SeedSequence((self.seed, self.steps, i, k)).generate_state(1)[0])
             loss += self.gradient(self.ops, self.p, [x[part] for x in batch], total, g, self.dropout, seed)
             if k:
@@ -118,7 +130,7 @@ class Trainer:
         return loss
 
     def add_gradients(self, i):
-        """All buffers' i-th slice added up in the first one; its squared norm."""
+        """Of self.flat_grads (R, n) the i-th share of n, added up in row 0; the sum's squared norm."""
         mine = share(0, self.p.flat.size, i, self.threads)
         return self.ops.gradient_norm_squared(self.flat_grads, mine.start, mine.stop)
 
@@ -151,12 +163,6 @@ class Trainer:
         self.steps = steps
 
 
-def block_matrices(p):
-    """Their names, sorted by Muon's work (size times small side): every R-th is a fair share of it."""
-    names = [name for name, view in p.views.items() if part_of(name, view.shape) == "matrices"]
-    return sorted(names, key=lambda name: p[name].size * min(p[name].shape))
-
-
 def train(trainer, tokens, seed=0):
     """Yields loss and norm of each step, from where the trainer stands to the end of its recipe."""
     block, recipe = trainer.p.config.block_size, trainer.recipe
@@ -165,7 +171,8 @@ def train(trainer, tokens, seed=0):
 
 
 def evaluate(trainer, tokens):  # (n,) -> the GPT's mean loss of tokens[1:] in nats
-    """In non-overlapping blocks; what is left at the end is a shorter one, so every token counts once."""
+    """In blocks side by side, the last one shorter, 8 at a time: the sum of -ln p(token | those before it in
+    its block) / (n - 1). So every token but the first counts once."""
     T, inputs, targets = trainer.p.config.block_size, tokens[:-1], tokens[1:]
     whole = len(inputs) // T * T
     X, Y = inputs[:whole].reshape(-1, T), targets[:whole].reshape(-1, T)
@@ -184,8 +191,7 @@ def quick_model(text, steps=100):  # -> (Parameters, tokenizer)
     tokenizer = char_tokenizer(text)
     recipe = RECIPES["muon"]._replace(batch=8, steps=steps, warmup=steps // 10)
     trainer = Trainer(devices.ops("cpu"), Config(tokenizer.vocab_size, 64, 2, 4, 64), recipe=recipe)
-    for _ in train(trainer, tokenizer.encode(text)):
-        pass
+    list(train(trainer, tokenizer.encode(text)))
     return trainer.p, tokenizer
 
 

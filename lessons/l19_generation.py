@@ -11,9 +11,8 @@ later draws a bad one, and the model goes on from there. The strategies lie betw
     beam search  the most probable text as a whole, not token by token
 
 How one more token is read at all, with a KV cache, int8 weights and several cores, stands in decoding.py.
-
-T tokens, V vocabulary.
-`make lesson 19` writes one prompt on with every strategy, and measures what each trick gains and costs.
+T tokens, V vocabulary. `make lesson 19` writes one prompt on with every strategy, and measures what each
+trick gains and costs.
 """
 import itertools
 import time
@@ -28,7 +27,7 @@ from lessons.l16_gpt import gpt_forward
 
 
 def largest(scores, k):  # (n,) -> (at most k,) indices
-    """Where the k largest are, the largest first. Of equal ones the first counts as larger: no run differs.
+    """Where the k largest are (all, if n < k), the largest first; of equal ones the first counts as larger.
 
     >>> largest(np.array([1., 3., 2., 3.]), 3)
     array([1, 3, 2])
@@ -41,9 +40,9 @@ def largest(scores, k):  # (n,) -> (at most k,) indices
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  # (V,) -> (V,) float64
     """softmax(logits / temperature) over the tokens that top-k and then top-p leave; 0 for all others.
 
-    temperature >= 0; at 0 the most probable token gets all. top_k >= 1, or None for all tokens.
-    0 < top_p <= 1 is measured on what top-k left; at least one token stays.
-    Of tokens with the same logit the one with the lower id is kept first.
+    temperature >= 0; at 0 the most probable token gets all. top_k >= 1, or None for all tokens. top_p keeps
+    the most probable, up to the first with which they have at least top_p (0 < top_p <= 1) of what top-k
+    left. Of tokens with the same logit the one with the lower id is kept first. logits are only read.
 
     >>> next_token_probabilities(np.log([1., 4., 3., 2.]), top_p=0.6)
     array([0.        , 0.57142857, 0.42857143, 0.        ])
@@ -63,14 +62,17 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=1.0):  #
 
 
 def draw(probabilities, rng):  # (V,) -> int
-    """They lie end to end from 0 to 1; where does a random point fall?"""
+    """They lie end to end from 0 to 1. Where does one point, rng.random(), fall? A token has its beginning,
+    not its end: one of probability 0 is never drawn. If they do not sum to 1, each is a share of the sum."""
     ends = np.cumsum(probabilities)
     return int(np.searchsorted(ends / ends[-1], rng.random(), side="right"))
 
 
 def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, int8=False, threads=1):
-    """(T,) -> yields the n tokens (int) that follow the prompt, each as soon as it is chosen. The same seed
-    draws the same text. Of a prompt longer than the block the end is seen; it has at least one token."""
+    """(T,) -> yields the n tokens (int) that follow the prompt, each as soon as it is chosen: read the
+    prompt; draw from next_token_probabilities, yield the token, write it (not the last) for the next logits.
+    One default_rng(seed) draws all: the same seed, the same text. int8: with rounded(p), for the prompt too.
+    Of a prompt longer than the block the end is seen; it has at least one token."""
     p, rng = rounded(p) if int8 else p, np.random.default_rng(seed)
     weights, kv_cache = ops.decode_weights(p, int8), KVCache(p.config, 1, p.flat.dtype)
     logits = read(ops, p, np.asarray(prompt)[None], kv_cache, threads)[0, -1]
@@ -84,16 +86,17 @@ def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, 
 def speculate(ops, p, prompt, n, drafts=4, temperature=1.0, top_k=None, top_p=1.0, seed=0, threads=1):
     """(T,) -> yields n ints, distributed as generate's are, though most come from the int8 model.
 
-    That model drafts some tokens, then p reads all of them in one pass. A draft drawn with probability q is
-    kept with min(1, p / q); the first that is not is drawn again, in proportion to max(p - q, 0). So whatever
-    q is, a token comes with probability p (Leviathan, Kalman & Matias 2023, algorithm 1 and appendix A.1).
-    It pays where a pass over five tokens takes hardly longer than over one, because fetching the weights is
-    what takes the time. A model that stays in the cache only loses.
-    """
+    p gives the first. Then that model, decode_weights(p, int8=True), drafts: at most `drafts` tokens, no more
+    than are wanted but one, no more than fit into the block behind the last token. p reads that token and the
+    drafts in one pass (before it the drafts' keys leave the cache, after it those of drafts not kept). A
+    draft drawn with probability q is kept with min(1, p / q); the first that is not is drawn again, in
+    proportion to max(p - q, 0), and ends the round; if all are kept, p's last row gives one more. So whatever
+    q is, a token comes with probability p (Leviathan, Kalman & Matias 2023, algorithm 1, appendix A.1). It
+    pays where fetching the weights takes the time. A model that stays in the cache only loses."""
     def odds(logits):
         return next_token_probabilities(logits, temperature, top_k, top_p)
 
-    weights, rng = ops.decode_weights(rounded(p), int8=True), np.random.default_rng(seed)
+    weights, rng = ops.decode_weights(p, int8=True), np.random.default_rng(seed)
     kv_cache = KVCache(p.config, 1, p.flat.dtype)
     token = draw(odds(read(ops, p, np.asarray(prompt)[None], kv_cache, threads)[0, -1]), rng)
     left = n - 1
@@ -105,8 +108,7 @@ def speculate(ops, p, prompt, n, drafts=4, temperature=1.0, top_k=None, top_p=1.
             q.append(odds(write(ops, p, weights, text[-1], kv_cache, threads)))
             text.append(draw(q[-1], rng))
         kv_cache.length -= len(q)  # p's own keys and values take the place of the drafts'
-        logits, kept_drafts = read(ops, p, np.array([text]), kv_cache)[0], 0
-        wanted = [odds(row) for row in logits]
+        wanted, kept_drafts = [odds(row) for row in read(ops, p, np.array([text]), kv_cache)[0]], 0
         for guess, guessed, right in zip(text[1:], q, wanted):
             if rng.random() * guessed[guess] >= right[guess]:
                 token = draw(np.maximum(right - guessed, 0), rng)
@@ -121,7 +123,7 @@ def speculate(ops, p, prompt, n, drafts=4, temperature=1.0, top_k=None, top_p=1.
 
 
 def log_probabilities(logits):  # (..., V) -> (..., V) float64
-    """log softmax, without the overflow of exp."""
+    """log softmax(x) = x - log(sum(exp(x))) over the last axis, x = logits - max(logits): no overflow."""
     logits = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
@@ -129,9 +131,9 @@ def log_probabilities(logits):  # (..., V) -> (..., V) float64
 def beam_search(ops, p, prompt, n, beams):  # (T,) -> (n,) tokens, their log-probability (float, nats)
     """The most probable continuation of n tokens among those whose beginnings stayed among the `beams` best.
 
-    Each step writes every text on with every token, and keeps the best of all. With one beam this is greedy;
-    with V^(n-1) beams nothing is lost, and the answer exact. In between it is a search without a guarantee.
-    The score, log p summed over the tokens, is not divided by the length: all texts have n tokens here.
+    Each step writes every text on with every token and keeps those `largest` in the sum of log p; the KV
+    cache follows (select). One beam is greedy; with V^(n-1) beams nothing is lost: the answer is exact. In
+    between nothing is guaranteed. The sum is not divided by the length: all texts have n tokens here.
     """
     kv_cache, tokens = KVCache(p.config, dtype=p.flat.dtype), np.asarray(prompt)[None]
     texts, scores = np.empty((1, 0), np.int64), np.zeros(1)
@@ -158,14 +160,14 @@ def main(*argv):
                          "with: train one with a larger --block")
 
     def timed(write, set_up=1):  # -> the tokens, tokens a second; the clock starts after `set_up` tokens
-        start = time.perf_counter()
-        tokens = iter(write())
+        start, tokens = time.perf_counter(), iter(write())
         first = list(itertools.islice(tokens, set_up))
         start = time.perf_counter() if set_up else start
         rest = list(tokens)
         return first + rest, len(rest) / (time.perf_counter() - start)
 
-    list(generate(ops, p, prompt, 2))  # the first call compiles
+    for int8 in False, True:
+        list(generate(ops, p, prompt, 2, int8=int8))  # the first call compiles
     strategies = {f"temperature {t}": {"temperature": t} for t in (0, 0.5, 0.8, 1.2)}
     strategies |= {"top-k 10": {"top_k": 10}, "top-p 0.9": {"top_p": 0.9}, "4 beams": {"beams": 4}}
     for name, how in strategies.items():
@@ -189,7 +191,6 @@ def main(*argv):
              lambda int8=int8, threads=threads: generate(ops, p, prompt, n, 0, int8=int8, threads=threads)
              for int8 in (False, True) for threads in sorted({1, n_cores})}
     greedy = list(generate(ops, p, prompt, n, temperature=0))
-    list(generate(ops, p, prompt, 2, int8=True))  # compiles
     for name, way in ways.items():
         slow = way is without_cache
         runs = [timed(way, set_up=not slow) for _ in range(1 if slow else 3)]

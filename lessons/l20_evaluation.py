@@ -36,7 +36,7 @@ from lessons.run_folder import stopped_run
 from lessons.texts import read_text
 
 
-def perplexity(nats, tokens):
+def perplexity(nats, tokens):  # sum of -ln p over all tokens, their number -> float
     """exp of the mean: 1 for somebody who always knows, V for somebody who guesses among V tokens.
 
     >>> round(perplexity(3 * math.log(10), 3), 6)
@@ -45,8 +45,8 @@ def perplexity(nats, tokens):
     return math.exp(nats / tokens)
 
 
-def bits_per_character(nats, characters):
-    """log2 instead of ln, and the text's characters instead of the model's tokens.
+def bits_per_character(nats, characters):  # sum of -ln p over all tokens, characters of their text -> float
+    """The mean of -log2 p, with log2 p = ln p / ln 2, over the text's characters, not the model's tokens.
 
     >>> bits_per_character(100 * math.log(64), 100)
     6.0
@@ -60,7 +60,10 @@ def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
     In blocks side by side the first token of a block is guessed from one token, the second from two: on
     average a model sees half of what it could. Here the first T - stride targets of a window are IGNOREd: the
     window before has counted them, or they belong to `before`, whose end precedes the first token. So what
-    counts is guessed from more than T - stride tokens. It costs T / stride times as much.
+    counts is guessed from more than T - stride tokens. It costs T / stride times as much. The k-th window's
+    last target is token (k + 1) stride - 1, or the very last one: the last window too has T positions, and
+    IGNOREs more of them. Y[b, t] is the token that follows X[b, t] in the text, or IGNORE. B = n / stride,
+    rounded up.
     ValueError if `before` is shorter than a window, or stride is none of 1 .. T.
 
     >>> X, Y = windows(np.arange(4), np.arange(4, 9), T=4, stride=2)
@@ -81,7 +84,11 @@ def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
 
 
 def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all tokens | before)
-    """Every core takes batches of windows in turn."""
+    """The sum of -ln p(token | what its window of windows() shows before it) over all n tokens.
+
+    Every core (devices.cores()) takes batches of windows in turn, as many as have 2^22 logits (16 MB) among
+    them, but at least one. The matrix products get one thread each: the batches are what runs side by side.
+    """
     X, Y = windows(before, tokens, p.config.block_size, stride)
     batch = max(1, 2**22 // (p.config.block_size * p.config.vocab_size))  # 16 MB of logits, or one window
 
@@ -93,13 +100,14 @@ def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all to
         return sum(pool.map(nats, range(0, len(X), batch)))
 
 
-def uniform(training, validation):  # texts -> nats
-    """Every character is equally likely. Which ones there are is known."""
+def uniform(training, validation):  # texts -> sum of -ln p over the validation text's characters
+    """Every character is equally likely: p = 1 / K, with K different characters in the two texts together."""
     return len(validation) * math.log(len(set(training + validation)))
 
 
-def frequencies(training, validation):
-    """A character is as likely as it is frequent. Each counts once more than it occurs: none has 0."""
+def frequencies(training, validation):  # texts -> sum of -ln p over the validation text's characters
+    """A character is as likely as it is frequent: p(c) = (its number in training + 1) / (all + K), with K
+    different characters in the two texts together. The 1 is for those that training lacks: none has p = 0."""
     counts, kinds = Counter(training), len(set(training + validation))
     return -sum(math.log((counts[c] + 1) / (len(training) + kinds)) for c in validation)
 

@@ -25,8 +25,12 @@ class Config(NamedTuple):
     n_head: int = 4
     n_embd: int = 128  # C
 
-    def shapes(self, more=None):
-        """Parameter name -> shape, in the order of computation. more: modules that every block has besides.
+    def shapes(self, more=None):  # dict or None -> {str: tuple}
+        """Parameter name -> shape, in the order of computation.
+
+        wte.weight (vocab_size, C), wpe.weight (block_size, C); for each layer, as h.0.ln_1 and so on, the
+        modules of block_shapes in their order, then those of `more` (module -> shape of its weight); ln_f
+        (C,). A module has two parameters: name.weight, and name.bias with the last axis of the weight.
 
         >>> list(Config(n_layer=1).shapes().items())[:3]
         [('wte.weight', (512, 128)), ('wpe.weight', (64, 128)), ('h.0.ln_1.weight', (128,))]
@@ -92,11 +96,15 @@ def aligned_zeros(n, dtype):
     return buffer[skip:skip + n]
 
 
-def init_parameters(config, seed=0, dtype=np.float32):
-    """Random matrices, layer norms 1, biases 0.
+def init_parameters(config, seed=0, dtype=np.float32):  # Config, int -> Parameters
+    """Parameters of this config and dtype: random tables and matrices, weights of layer norms 1, biases 0.
 
-    Tables N(0, 0.02^2); matrices N(0, 0.25/C), so that a layer of C inputs keeps about half of their spread;
-    those that write into the residual stream smaller by sqrt(2 n_layer): in a GPT that many add up there.
+    Tables are N(0, 0.02^2). Matrices are N(0, 0.25 / C), a spread of 0.5 / sqrt(C), so that a layer of C
+    inputs keeps about half of theirs; but those that write into the residual stream, all that are called
+    c_proj, get a spread smaller by sqrt(2 n_layer): in a GPT that many add up there.
+
+    Which is which: part_of(name, shape). A layer norm has ln_ in its name. The views are filled in their
+    order, from np.random.default_rng(seed) alone: the same seed gives the same model.
     """
     p, rng = Parameters(config, dtype=dtype), np.random.default_rng(seed)
     for name, view in p.views.items():

@@ -21,13 +21,14 @@ def main(verb="", *arguments):
         import importlib
         return importlib.import_module(f"tests.exercises.{verb}").main(*arguments)
     from tests.exercises import commands
-    verbs = {"exercise": commands.exercise, "check": commands.check, "hint": commands.hint, "watch": commands.watch,
-             "solution": commands.solution, "progress": commands.progress, "mine": commands.run_mine}
+    verbs = {"exercise": commands.exercise, "check": commands.check, "hint": commands.hint,
+             "watch": commands.watch, "solution": commands.solution, "progress": commands.progress,
+             "mine": commands.run_mine}
     if verb not in verbs:
         print(__doc__)
         return 0 if verb in ("", "-h", "--help") else 2
     if not takes(verbs[verb], arguments):
-        raise InputError(f"{verb} does not take {' '.join(arguments)!r}: python -m tests shows how it is called")
+        raise InputError(f"{verb} does not take {' '.join(arguments)!r}; python -m tests shows what it takes")
     return verbs[verb](*arguments)
 
 

@@ -3,18 +3,17 @@
 The oracles: two steps by hand with whole or half numbers in float64, and the SVD for Muon.
 """
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cpu import optimizers as cpu
 from lessons import l10_optimizers as lesson
 from tests.close import assert_close
 
-SHAPES = [(8, 8), (8, 24), (24, 8), (5, 33), (64, 40), (1, 7), (7, 1)]
-ROOMS = pytest.mark.parametrize("room", [lesson, cpu], ids=["numpy", "cpu"])
+SHAPES = [(8, 8), (8, 24), (24, 8), (5, 33), (1, 7), (7, 1)]
 
 
 def array(*numbers):
@@ -49,23 +48,28 @@ def test_gradient_norm_squared_does_not_overflow_float32():
     assert_close(lesson.gradient_norm_squared(np.full((1, 4), 1e20, np.float32), 0, 4), 4e40, "norm squared")
 
 
-@ROOMS
 @pytest.mark.parametrize("row", [0, 1])
-def test_gradient_norm_squared_shows_a_nan(room, row):
-    grads = normal(2, 5000, dtype=np.float32)
-    grads[row, 4990] = np.nan
-    assert math.isnan(room.gradient_norm_squared(grads, 0, 5000)), f"a NaN in row {row} has to reach the norm"
-    assert math.isfinite(room.gradient_norm_squared(grads, 0, 4990)), "the NaN stands behind this slice"
+def test_gradient_norm_squared_shows_a_nan(row):
+    grads = np.ones((2, 9), np.float32)
+    grads[row, 7] = np.nan
+    assert_close(lesson.gradient_norm_squared(grads, 0, 7), 28, "norm squared before the NaN")
+    norm = lesson.gradient_norm_squared(grads, 7, 9)
+    assert math.isnan(norm), f"a NaN in row {row} has to reach the norm, which is {norm}"
 
 
 def test_clip_scale():
     assert_close(lesson.clip_scale(50.0, 2.0), 0.04, "scale of a norm of 50, limit 2")
-    assert lesson.clip_scale(0.5, 1.0) == 1.0, "a norm below the limit is left alone, not blown up to it"
-    assert lesson.clip_scale(0.0, 1.0) == 1.0, "a gradient of zeros has norm 0: no division by it"
-    assert math.isnan(lesson.clip_scale(math.nan, 1.0)), "a norm of NaN must not pass for a scale of 1"
+    assert_close(lesson.clip_scale(0.5, 1.0), 1, "scale of a norm below the limit, which is left alone")
+    assert_close(lesson.clip_scale(0.0, 1.0), 1, "scale of a gradient of zeros: no division by its norm")
+    assert_close(lesson.clip_scale(1e-6, 1e-6), 0.5, "scale of a norm of 1e-6: 1e-6 / (norm + 1e-6)")
 
 
-@settings(deadline=None, max_examples=30)
+def test_clip_scale_shows_a_nan():
+    scale = lesson.clip_scale(math.nan, 1.0)
+    assert math.isnan(scale), f"the scale of a norm of NaN is {scale}: a spoilt gradient would pass unseen"
+
+
+@settings(deadline=None, max_examples=15)
 @given(st.integers(1, 50), st.floats(1e-3, 1e3), st.floats(0.1, 10))
 def test_clip_scale_keeps_the_direction_and_the_limit(n, size, limit):
     g = normal(n, seed=n) * size
@@ -134,15 +138,15 @@ def test_adam_first_step_is_the_rate_and_the_articles_is_3_times_that(corrected,
         assert_close(p, [-math.copysign(0.01 * times, g)], f"first step at g = {g}")
 
 
-def test_adam_the_articles_step_is_6_times_too_long_at_step_12_and_right_in_the_end():
+def test_adam_without_bias_correction_steps_too_far_for_a_thousand_steps():
     p, m, v = array(0), array(0), array(0)
     lengths = []
-    for step in range(1, 10001):
+    for step in range(1, 1001):
         before = p.copy()
         lesson.adam(p, array(3), m, v, 1.0, 0.9, 0.999, 1e-8, step, bias_correction=False)
         lengths.append(float(before[0] - p[0]))
-    assert int(np.argmax(lengths)) + 1 == 12
-    assert_close([lengths[i] for i in (0, 11, 999, -1)], [3.162, 6.569, 1.258, 1.0], "lengths", rtol=1e-3)
+    assert_close([lengths[i] for i in (0, 11, 999)], [3.162, 6.569, 1.258], "steps 1, 12, 1000", rtol=1e-3)
+    assert int(np.argmax(lengths)) == 11, f"step {np.argmax(lengths) + 1} is the longest, not step 12"
 
 
 def test_adam_eps_stands_outside_the_root():
@@ -151,6 +155,12 @@ def test_adam_eps_stands_outside_the_root():
     assert_close(p, [-0.5], "1 / (sqrt(1) + 1)")
     lesson.adam(p, array(0), array(0), array(0), 1.0, 0.9, 0.999, eps=1e-8, step=1)
     assert_close(p, [-0.5], "p after a gradient of 0 and empty m and v: no step, and no 0 / 0")
+
+
+def test_adam_only_reads_g():
+    g = array(3, -4)
+    lesson.adam(np.zeros(2), g, np.zeros(2), np.zeros(2), 0.1, 0.9, 0.999, 1e-8, step=1)
+    assert_close(g, [3, -4], "g")
 
 
 def test_adamw():
@@ -163,7 +173,7 @@ def test_adamw():
     assert_close(g, [4], "g, which is only read")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.floats(1e-5, 1), st.floats(0, 1), st.integers(1, 1000))
 def test_adamw_shrinks_by_lr_times_decay_where_the_gradient_is_zero(lr, decay, step):
     p, zero = array(1, -2, 300), np.zeros(3)
@@ -185,7 +195,7 @@ def test_newton_schulz_brings_singular_values_near_1(shape, matrix):
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     out = lesson.newton_schulz(x)
     diagonal = u.T @ out @ vt.T  # U^T (U S V^T) V = S
-    assert out.shape == shape
+    assert out.shape == shape, f"x is {shape}, what came out {out.shape}"
     assert_close(diagonal, np.diag(np.diag(diagonal)), "U^T out V, a diagonal: U and V are kept", atol=1e-9)
     values = np.diag(diagonal)[s / np.linalg.norm(x) > 0.003]
     assert (values > 0.6).all() and (values < 1.3).all(), f"singular values {values.round(2)} are not near 1"
@@ -198,11 +208,29 @@ def test_newton_schulz_one_value():
     assert_close(lesson.newton_schulz(array(7)[None]), [[s]], "the polynomial, five times, from 7 / 7")
 
 
-@ROOMS
-def test_newton_schulz_of_zeros_is_zeros(room):
-    p, zeros = np.ones((4, 9), np.float32), np.zeros((2, 4, 9), np.float32)
-    room.muon(p, zeros[0], zeros[1], 0.1, 0.95, 0.0, 1.0)
-    assert_close(p, np.ones((4, 9)), "p after a gradient of zeros")
+def test_newton_schulz_adds_1e_7_to_the_norm():
+    s = 0.5
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    assert_close(lesson.newton_schulz(array(1e-7)[None]), [[s]], "the same from 1e-7 / (1e-7 + 1e-7)")
+    assert_close(lesson.newton_schulz(np.zeros((2, 3))), np.zeros((2, 3)), "of zeros: no 0 / 0")
+
+
+def test_newton_schulz_only_reads_x_and_keeps_its_dtype():
+    for shape in (3, 5), (5, 3):
+        x = normal(*shape, dtype=np.float32)
+        assert lesson.newton_schulz(x).dtype == np.float32, "float32 in, float32 out"
+        assert_close(x, normal(*shape, dtype=np.float32), "x after the call")
+
+
+@pytest.mark.parametrize("shape", [(2, 400), (400, 2)])
+def test_newton_schulz_takes_the_smaller_of_the_two_squares(shape):
+    x = normal(*shape)
+    tracemalloc.start()
+    lesson.newton_schulz(x)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 400 * 400 * 8, f"{most:,} bytes: enough for a square of 400 x 400, where 2 x 2 would do"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -221,17 +249,15 @@ def test_muon(shape):
         want -= 0.1 * max(1, math.sqrt(shape[1] / shape[0])) * (u * s) @ vt
         assert_close(m, mean, f"m after step {seed}")
         assert_close(p, want, f"p after step {seed}")
-    assert_close(g, normal(*shape, seed=2), "g, which is only read")
+        assert_close(g, normal(*shape, seed=seed), "g, which is only read")
 
 
-@ROOMS
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1e-3, 1e3])
-def test_muon_ignores_the_size_of_the_gradient(room, shape, size):
+def test_muon_ignores_the_size_of_the_gradient(size):
     step = {}
     for factor in 1, size:
-        p, m = np.zeros((2, *shape), np.float32)
-        room.muon(p, normal(*shape, dtype=np.float32) * np.float32(factor), m, 1.0, 0.95, 0.0, 1.0)
+        p, m = np.zeros((2, 5, 33))
+        lesson.muon(p, factor * normal(5, 33), m, 1.0, 0.95, 0.0, 1.0)
         step[factor] = p
     assert_close(step[size], step[1], f"step at a gradient {size} times as large", rtol=1e-3, atol=1e-3)
 
@@ -246,7 +272,9 @@ def check_ends(schedule):
     assert_close(rate(60), 1.0, "rate half-way down")
     assert_close([rate(110), rate(200)], [0, 0], "rate at the last step and after it")
     assert_close([rate(60, final=1.0), rate(110, final=1.0)], [1.5, 1.0], "half-way and at the end, final=1")
-    assert_close(schedule(1, 1, 0, 2.0), 0, "rate of a run of one step, which is the last: no division by 0")
+    assert_close(schedule(1, 1, 0, 2.0), 0, "rate of a run of one step, which is the last")
+    assert_close(schedule(3, 4, 3, 2.0), 2, "rate at the end of the warm-up, one step before the last")
+    assert_close(schedule(4, 4, 4, 2.0), 0, "rate at the last step of a run that is all warm-up: no 0 / 0")
 
 
 def test_warmup_linear():
@@ -265,42 +293,3 @@ def test_warmup_cosine():
 
 def test_warmup_cosine_at_its_ends():
     check_ends(lesson.warmup_cosine)
-
-
-def in_both_rooms(op, buffers, n, more):
-    """op on slices of n numbers in a flat buffer: what stands before and behind must not change."""
-    want, got = (normal(buffers, n + 5, dtype=np.float32) ** 2 for _ in range(2))
-    getattr(lesson, op)(*want[:, 2:n + 2], *more)
-    getattr(cpu, op)(*got[:, 2:n + 2], *more)
-    assert_close(got, want, "p, g, m (and v)")
-
-
-@pytest.mark.parametrize("n", [1, 7, 4097])
-def test_sgd_in_the_cpu_room(n):
-    in_both_rooms("sgd", 3, n, (0.1, 0.9, 0.01, 0.5))
-
-
-@pytest.mark.parametrize("n", [1, 7, 4097])
-def test_adamw_in_the_cpu_room(n):
-    in_both_rooms("adamw", 4, n, (0.1, 0.9, 0.99, 1e-8, 0.01, 3, 0.5))
-
-
-@pytest.mark.parametrize("n", [1, 7, 4097])
-@pytest.mark.parametrize("rows", [1, 3])
-def test_gradient_norm_squared_in_the_cpu_room(n, rows):
-    want, got = (normal(rows, n + 5, dtype=np.float32) for _ in range(2))
-    norms = [room.gradient_norm_squared(grads, 2, n + 2) for room, grads in ((lesson, want), (cpu, got))]
-    assert_close(norms[1], norms[0], "norm squared")
-    assert_close(got, want, "grads")
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (40, 80), (41, 20), (33, 100)])
-@pytest.mark.parametrize("matrix", [normal, low_rank])
-def test_muon_in_the_cpu_room(shape, matrix):
-    p, m, g = normal(*shape, seed=4), 0.1 * normal(*shape, seed=5), matrix(*shape)
-    fast = [a.astype(np.float32) for a in (p, g, m)]
-    lesson.muon(p, g, m, 0.02, 0.95, 0.3, 0.5)
-    cpu.muon(*fast, 0.02, 0.95, 0.3, 0.5)
-    assert_close(fast[2], m, "m")
-    assert_close(fast[1], g, "g, which is only read")
-    assert_close(fast[0], p, "p, float32 against float64", rtol=1e-5, atol=1e-5)

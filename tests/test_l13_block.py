@@ -1,31 +1,46 @@
 """The tests of f are test_f and test_f_*: they are also lesson 13's exercises.
 
-The oracles are formulas in float64 written here and their finite differences, never the lesson itself. Only
-the tests of the whole block need another lesson: attention, from lesson 12.
+The oracles are formulas in float64 written here and their finite differences, never the lesson itself. The
+arguments are read-only: a function that changes one in place stops at that line. Only attention comes from
+another lesson, the one before.
 """
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.cpu import block as cpu
-from lessons import devices
+from lessons import l12_attention
 from lessons import l13_block as lesson
 from tests.close import assert_close, numeric_grad
 
 rng = np.random.default_rng(13)
 B, T, C, K, H = 2, 3, 4, 5, 2
-x, weight, bias, residual, dout = (rng.normal(size=s) for s in [(B, T, C), (C, K), K, (B, T, K), (B, T, K)])
-scale, shift, dresidual, dx_out = (rng.normal(size=s) for s in [C, C, (B, T, C), (B, T, C)])  # C wide
+
+
+def normal(*shape):
+    """Normal numbers that nobody may write into."""
+    a = rng.normal(size=shape)
+    a.flags.writeable = False
+    return a
+
+
+x, weight, bias, residual, dout = normal(B, T, C), normal(C, K), normal(K), normal(B, T, K), normal(B, T, K)
+scale, shift, dresidual, dx_out = normal(C), normal(C), normal(B, T, C), normal(B, T, C)  # C wide
 close_to_slope = partial(assert_close, rtol=1e-5, atol=1e-7)  # finite differences are good to about 1e-9
 
 
 def junk(*shapes):
     """Where gradients go. Not zeros: what was there before must be gone."""
     return [np.full(shape, 7.0) for shape in shapes]
+
+
+def halved(*arrays):
+    """As float32: what comes out must be float32 as well, or training would use twice the memory."""
+    return [a.astype(np.float32) for a in arrays]
 
 
 def gelu(y):
@@ -45,17 +60,27 @@ def test_linear_forward():
     assert_close(lesson.linear_forward(x, weight, bias)[0], want + bias, "out")
 
 
-def test_linear_forward_adds_the_residual_and_leaves_it_alone():
-    r = residual.copy()
-    assert_close(lesson.linear_forward(x, weight, bias, r)[0], x @ weight + bias + residual, "out")
-    assert_close(lesson.linear_forward(x, weight, residual=r)[0], x @ weight + residual, "out without a bias")
-    assert_close(r, residual, "residual afterwards")
+def test_linear_forward_adds_the_residual():
+    assert_close(lesson.linear_forward(x, weight, bias, residual)[0], x @ weight + bias + residual, "out")
+    out, _ = lesson.linear_forward(x, weight, residual=residual)
+    assert_close(out, x @ weight + residual, "out without a bias")
+
+
+def test_linear_forward_keeps_x_and_weight_for_backward():
+    _, (x_kept, weight_kept) = lesson.linear_forward(x, weight, bias, residual)
+    assert_close(x_kept, x, "cache[0]")
+    assert_close(weight_kept, weight, "cache[1]")
+
+
+def test_linear_forward_of_float32_is_float32():
+    out, _ = lesson.linear_forward(*halved(x, weight, bias, residual))
+    assert out.dtype == np.float32, f"out is {out.dtype}, expected float32"
 
 
 def linear_gradients(dout):
     _, cache = lesson.linear_forward(x, weight, bias)
     dweight, dbias = junk((C, K), K)
-    return lesson.linear_backward(dout.copy(), cache, dweight, dbias), dweight, dbias
+    return lesson.linear_backward(dout, cache, dweight, dbias), dweight, dbias
 
 
 def test_linear_backward():
@@ -72,6 +97,14 @@ def test_linear_backward_without_a_bias():
     assert_close(dweight, np.einsum("btc,btk->ck", x, dout), "dweight")
 
 
+def test_linear_backward_of_rows_without_a_batch():
+    _, cache = lesson.linear_forward(x[0], weight, bias)
+    dweight, dbias = junk((C, K), K)
+    assert_close(lesson.linear_backward(dout[0], cache, dweight, dbias), dout[0] @ weight.T, "dx")
+    assert_close(dweight, np.einsum("tc,tk->ck", x[0], dout[0]), "dweight")
+    assert_close(dbias, np.einsum("tk->k", dout[0]), "dbias")
+
+
 def test_linear_backward_writes_through_a_transposed_view():
     """The GPT's head is the token table, transposed: its gradient goes into table.T."""
     table, = junk((K, C))
@@ -80,7 +113,7 @@ def test_linear_backward_writes_through_a_transposed_view():
     assert_close(table, np.einsum("btk,btc->kc", dout, x), "the table's gradient")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.floats(-5, 5), st.integers(0, 99))
 def test_linear_backward_is_linear_in_dout(factor, seed):
     other = np.random.default_rng(seed).normal(size=dout.shape)
@@ -96,10 +129,19 @@ def test_linear_gelu_forward():
     assert_close(lesson.linear_gelu_forward(x, weight, bias)[0], gelu(x @ weight + bias), "out")
 
 
+def test_linear_gelu_forward_keeps_x_weight_and_the_slope_for_backward():
+    _, (x_kept, weight_kept, slope) = lesson.linear_gelu_forward(x, weight, bias)
+    y, step = x @ weight + bias, 1e-5
+    assert_close(x_kept, x, "cache[0]")
+    assert_close(weight_kept, weight, "cache[1]")
+    close_to_slope(slope, (gelu(y + step) - gelu(y - step)) / (2 * step), "slope")
+
+
 def test_linear_gelu_forward_is_near_zero_or_near_y_far_out():
-    y = np.array([[-30.0, -5.0, 0.0, 5.0, 30.0]])
-    got, _ = lesson.linear_gelu_forward(y, np.eye(5), np.zeros(5))
+    y = np.array([[-30.0, -6.0, 0.0, 6.0, 30.0]])
+    got, (_, _, slope) = lesson.linear_gelu_forward(y, np.eye(5), np.zeros(5))
     assert_close(got, np.maximum(y, 0), "gelu", atol=1e-5)
+    assert_close(slope, [[0, 0, 0.5, 1, 1]], "slope", atol=1e-5)
 
 
 def test_linear_gelu_forward_is_the_gaussian_cdf_times_y():
@@ -107,6 +149,11 @@ def test_linear_gelu_forward_is_the_gaussian_cdf_times_y():
     y = np.linspace(-4, 4, 81)[:, None]
     exact = [[v * 0.5 * (1 + math.erf(v / math.sqrt(2)))] for v in y[:, 0]]
     assert_close(lesson.linear_gelu_forward(y, np.eye(1), np.zeros(1))[0], exact, "gelu", rtol=0, atol=1e-3)
+
+
+def test_linear_gelu_forward_of_float32_is_float32():
+    out, (_, _, slope) = lesson.linear_gelu_forward(*halved(x, weight, bias))
+    assert out.dtype == slope.dtype == np.float32, f"out is {out.dtype}, slope {slope.dtype}, not float32"
 
 
 def gelu_gradients(dout):
@@ -122,16 +169,18 @@ def test_linear_gelu_backward():
     close_to_slope(dbias, numeric_grad(lambda b: (gelu(x @ weight + b) * dout).sum(), bias), "dbias")
 
 
-def test_linear_gelu_backward_is_linear_in_dout():
-    for got, a, name in zip(gelu_gradients(-3 * dout), gelu_gradients(dout), ("dx", "dweight", "dbias")):
-        assert_close(got, -3 * a, name)
-
-
 # layer norm
 
 
 def test_layernorm_forward():
     assert_close(lesson.layernorm_forward(x, scale, shift)[0], norm(x, scale, shift), "out")
+
+
+def test_layernorm_forward_keeps_xhat_rstd_and_weight_for_backward():
+    _, (xhat, rstd, weight_kept) = lesson.layernorm_forward(x, scale, shift)
+    assert_close(xhat, norm(x, 1, 0), "xhat")
+    assert_close(rstd, 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5), "rstd")
+    assert_close(weight_kept, scale, "the weight in the cache")
 
 
 def test_layernorm_forward_uses_eps_where_a_row_hardly_varies():
@@ -143,7 +192,7 @@ def test_layernorm_forward_uses_eps_where_a_row_hardly_varies():
     assert_close(constant, shift[None], "out of a constant row")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(1, 5), st.integers(2, 40), st.floats(1e-2, 1e3))
 def test_layernorm_forward_ignores_scale_and_shift_of_a_row(n, c, factor):
     a = np.random.default_rng(n * 41 + c).normal(size=(n, c))
@@ -151,10 +200,15 @@ def test_layernorm_forward_ignores_scale_and_shift_of_a_row(n, c, factor):
     assert_close(out(a * factor + 7), out(a), "out")
 
 
+def test_layernorm_forward_of_float32_is_float32():
+    out, _ = lesson.layernorm_forward(*halved(x, scale, shift))
+    assert out.dtype == np.float32, f"out is {out.dtype}, expected float32"
+
+
 def layernorm_gradients(dout, dresidual=None):
     _, cache = lesson.layernorm_forward(x, scale, shift)
     dweight, dbias = junk(C, C)
-    dx = lesson.layernorm_backward(dout.copy(), cache, dweight, dbias, dresidual)
+    dx = lesson.layernorm_backward(dout, cache, dweight, dbias, dresidual)
     return dx, dweight, dbias
 
 
@@ -166,8 +220,17 @@ def test_layernorm_backward():
 
 
 def test_layernorm_backward_adds_the_residual_gradient():
-    without, *_ = layernorm_gradients(dx_out)
-    assert_close(layernorm_gradients(dx_out, dresidual.copy())[0], without + dresidual, "dx")
+    dx = numeric_grad(lambda x: (norm(x, scale, shift) * dx_out + x * dresidual).sum(), x)
+    close_to_slope(layernorm_gradients(dx_out, dresidual.copy())[0], dx, "dx")
+
+
+def test_layernorm_backward_of_rows_without_a_batch():
+    _, cache = lesson.layernorm_forward(x[0], scale, shift)
+    dweight, dbias = junk(C, C)
+    dx = lesson.layernorm_backward(dx_out[0], cache, dweight, dbias)
+    close_to_slope(dx, numeric_grad(lambda x: (norm(x, scale, shift) * dx_out[0]).sum(), x[0]), "dx")
+    assert_close(dweight, np.einsum("tc,tc->c", dx_out[0], norm(x[0], 1, 0)), "dweight")
+    assert_close(dbias, np.einsum("tc->c", dx_out[0]), "dbias")
 
 
 def test_layernorm_backward_of_a_shift_is_zero():
@@ -184,20 +247,48 @@ def test_layernorm_backward_is_linear_in_dout():
 
 # dropout
 
-many = np.random.default_rng(0).normal(2, 1, size=(40, 1000))  # enough for a mean good to 1 %
+many = normal(40, 1000) + 2  # enough for a mean good to 1 %
+
+
+def bits(place, seed):
+    """MurmurHash3's last step on a place and a seed, in Python's own whole numbers."""
+    h = (place * 0x9E3779B1 + seed * 0x85EBCA6B) % 2**32
+    h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
+    h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
+    return h ^ h >> 16
+
+
+def keep(shape, rate, seed):
+    """What dropout multiplies by."""
+    stays = [bits(place, seed) >= int(rate * 2**32) for place in range(math.prod(shape))]
+    return np.reshape(stays, shape) / (1 - rate)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
+def test_dropout_forward(rate):
+    out, mask = lesson.dropout_forward(x, rate, seed=3)
+    assert_close(out, x * keep(x.shape, rate, 3), "out")
+    assert_close(mask, keep(x.shape, rate, 3), "scale")
+
+
+def test_dropout_forward_adds_the_residual_after_dropping():
+    out, mask = lesson.dropout_forward(x, 0.5, seed=3, residual=dresidual)
+    assert_close(out, dresidual + x * keep(x.shape, 0.5, 3), "out")
+    assert_close(mask, keep(x.shape, 0.5, 3), "scale")
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_forward_drops_a_share_of_rate_and_keeps_the_mean(rate):
     out, _ = lesson.dropout_forward(many, rate, seed=3)
     assert_close((out == 0).mean(), rate, "the share that fell", rtol=0, atol=0.01)
-    kept = out != 0
-    assert_close(out[kept], many[kept] / (1 - rate), "what was kept")
     assert_close(out.mean(), many.mean(), "the mean", rtol=0.08)
 
 
-def test_dropout_forward_with_rate_0_changes_nothing():
-    assert_close(lesson.dropout_forward(x, 0.0, seed=3)[0], x, "out")
+def test_dropout_forward_drops_what_is_below_the_rate_and_nothing_at_it():
+    lowest = min(bits(place, 3) for place in range(x.size))
+    for rate in lowest / 2**32, (lowest + 0.5) / 2**32:
+        out, _ = lesson.dropout_forward(x, rate, seed=3)
+        assert (out != 0).all(), f"all bits are >= {lowest}: rate * 2**32 = {rate * 2**32} must drop nothing"
 
 
 def test_dropout_forward_depends_on_the_seed_alone():
@@ -216,21 +307,23 @@ def test_dropout_forward_has_no_pattern():
         assert_close(both.mean(), 0.25, f"{name} that fall together", rtol=0, atol=0.01)
 
 
-def test_dropout_forward_adds_the_residual_after_dropping():
-    r = np.random.default_rng(1).normal(size=many.shape)
-    out, _ = lesson.dropout_forward(many, 0.5, seed=3, residual=r.copy())
-    assert_close(out - r, lesson.dropout_forward(many, 0.5, seed=3)[0], "out - residual", atol=1e-12)
+def test_dropout_forward_of_float32_is_float32():
+    out, mask = lesson.dropout_forward(*halved(x), 0.5, seed=3)
+    assert out.dtype == mask.dtype == np.float32, f"out is {out.dtype}, scale {mask.dtype}, not float32"
 
 
 def test_dropout_backward_uses_the_mask_of_forward():
-    d = np.random.default_rng(2).normal(size=many.shape)
-    for r in None, np.ones_like(many):
-        _, cache = lesson.dropout_forward(many, 0.5, seed=3, residual=r)
-        fell = lesson.dropout_forward(many, 0.5, seed=3)[0] == 0
-        assert_close(lesson.dropout_backward(d.copy(), cache), np.where(fell, 0, d / (1 - 0.5)), "dx")
+    for r in None, dresidual:
+        _, cache = lesson.dropout_forward(x, 0.5, seed=3, residual=r)
+        assert_close(lesson.dropout_backward(dx_out.copy(), cache), dx_out * keep(x.shape, 0.5, 3), "dx")
 
 
 # the block
+
+SHAPES = {"ln_1": (C,), "attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C),
+          "ln_2": (C,), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
+LOOK = ["ln_1", "attn.c_attn", "attn.c_proj"]
+p = {name: (normal(*shape), normal(shape[-1])) for name, shape in SHAPES.items()}
 
 
 def attention(qkv):
@@ -243,62 +336,132 @@ def attention(qkv):
     return out
 
 
-SHAPES = {"ln_1": (C,), "attn.c_attn": (C, 3 * C), "attn.c_proj": (C, C),
-          "ln_2": (C,), "mlp.c_fc": (C, 4 * C), "mlp.c_proj": (4 * C, C)}
-p = {name: (rng.normal(size=shape), rng.normal(size=shape[-1:])) for name, shape in SHAPES.items()}
+def linear(x, p, name):
+    return x @ p[name][0] + p[name][1]
+
+
+def look(x, p, keep=1):
+    """The first line at the top of the lesson. keep: what dropout multiplies it by."""
+    return x + keep * linear(attention(linear(norm(x, *p["ln_1"]), p, "attn.c_attn")), p, "attn.c_proj")
 
 
 def block(x, p, keep=(1, 1)):
-    """The two lines at the top of the lesson. keep: what dropout multiplies each half by."""
-    linear = lambda x, name: x @ p[name][0] + p[name][1]
-    x = x + keep[0] * linear(attention(linear(norm(x, *p["ln_1"]), "attn.c_attn")), "attn.c_proj")
-    return x + keep[1] * linear(gelu(linear(norm(x, *p["ln_2"]), "mlp.c_fc")), "mlp.c_proj")
+    x = look(x, p, keep[0])
+    return x + keep[1] * linear(gelu(linear(norm(x, *p["ln_2"]), p, "mlp.c_fc")), p, "mlp.c_proj")
 
 
-def run_block(dropout=0.0, seed=0):
-    ops = devices.ops("numpy")
-    attention = lambda qkv: ops.self_attention_forward(qkv, H)
-    return ops, *lesson.block_forward(ops, x, p, attention, dropout, seed)
+def operations(called=None):
+    """What a model calls `ops`: lesson 12 and 13. The names of what is called go into `called`."""
+    def noted(name, *args, **named):
+        if called is not None:
+            called.append(name)
+        return getattr(l12_attention if "attention" in name else lesson, name)(*args, **named)
+
+    return SimpleNamespace(**{f"{name}_{way}": partial(noted, f"{name}_{way}")
+                              for name in ("linear", "linear_gelu", "layernorm", "dropout", "self_attention")
+                              for way in ("forward", "backward")})
+
+
+def causal(qkv):
+    return l12_attention.self_attention_forward(qkv, H)
+
+
+def check_gradients(dx, g, function):
+    """dx, and g's of each module, against the slopes of (function(x, p) * dx_out).sum()."""
+    close_to_slope(dx, numeric_grad(lambda x: (function(x, p) * dx_out).sum(), x), "dx")
+    for name in reversed(g):  # the order of the backward pass: the first to fail is where to look
+        loss = lambda weight, bias, name=name: (function(x, p | {name: (weight, bias)}) * dx_out).sum()
+        weight, bias = p[name]
+        close_to_slope(g[name][0], numeric_grad(partial(loss, bias=bias), weight), f"dweight of {name}")
+        close_to_slope(g[name][1], numeric_grad(partial(loss, weight), bias), f"dbias of {name}")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_branch_forward_and_branch_backward(dropout):
+    ops, mask = operations(), keep(residual.shape, dropout, 9)
+    out, cache = lesson.branch_forward(ops, residual, x, weight, bias, dropout, 9)
+    assert_close(out, residual + mask * (x @ weight + bias), "out")
+    dweight, dbias = junk((C, K), K)
+    dh = lesson.branch_backward(ops, dout.copy(), cache, dweight, dbias)
+    assert_close(dh, (mask * dout) @ weight.T, "dh")
+    assert_close(dbias, (mask * dout).sum((0, 1)), "dbias")
+
+
+def test_look_forward():
+    assert_close(lesson.look_forward(operations(), x, p, causal)[0], look(x, p), "out")
+
+
+def test_look_forward_drops_before_it_adds_x():
+    out, _ = lesson.look_forward(operations(), x, p, causal, dropout=0.4, seed=6)
+    assert_close(out, look(x, p, keep(x.shape, 0.4, 6)), "out")
+
+
+def test_look_forward_calls_the_operations_of_ops():
+    called = []
+    lesson.look_forward(operations(called), x, p, causal)
+    assert called == ["layernorm_forward", "linear_forward", "linear_forward"], f"called of ops: {called}"
+
+
+def test_look_forward_keeps_the_caches_of_layer_norm_linear_attention_and_branch():
+    _, cache = lesson.look_forward(operations(), x, p, causal)
+    assert isinstance(cache, tuple) and len(cache) == 4, f"four caches are expected, got {cache!r}"
+    (xhat, *_), (h, _), _, ((attended, _), dropout) = cache
+    assert_close(xhat, norm(x, 1, 0), "xhat, in the cache of layer norm")
+    assert_close(h, norm(x, *p["ln_1"]), "x, in the cache of attn.c_attn")
+    assert_close(attended, attention(linear(h, p, "attn.c_attn")), "x, in the cache of attn.c_proj")
+    assert dropout is None, "without dropout its cache is None"
+
+
+def look_gradients(dout, dropout=0.0, seed=0, called=None):
+    ops = operations(called)
+    _, cache = lesson.look_forward(operations(), x, p, causal, dropout, seed)
+    g = {name: junk(SHAPES[name], SHAPES[name][-1]) for name in LOOK}
+    return lesson.look_backward(ops, dout.copy(), cache, g), g
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_look_backward(dropout):
+    dx, g = look_gradients(dx_out, dropout, seed=6)
+    check_gradients(dx, g, partial(look, keep=keep(x.shape, dropout, 6)))
+
+
+def test_look_backward_calls_the_operations_of_ops():
+    called = []
+    look_gradients(dx_out, called=called)
+    want = ["linear_backward", "self_attention_backward", "linear_backward", "layernorm_backward"]
+    assert called == want, f"called of ops: {called}"
+
+
+def block_gradients(dout, dropout=0.0, seed=0):
+    ops = operations()
+    _, cache = lesson.block_forward(ops, x, p, causal, dropout, seed)
+    g = {name: junk(shape, shape[-1]) for name, shape in SHAPES.items()}
+    return lesson.block_backward(ops, dout.copy(), cache, g), g
 
 
 def masks(dropout, seed):
     """What the two dropouts of a block multiply by: seeds 2 * seed and 2 * seed + 1."""
-    ones = np.ones_like(x)
-    return [lesson.dropout_forward(ones, dropout, 2 * seed + i)[0] for i in (0, 1)]
+    return [keep(x.shape, dropout, 2 * seed + i) for i in (0, 1)]
 
 
-def block_gradients(dout, dropout=0.0, seed=0):
-    ops, _, cache = run_block(dropout, seed)
-    g = {name: junk(shape, shape[-1:]) for name, shape in SHAPES.items()}
-    return lesson.block_backward(ops, dout.copy(), cache, g), g
-
-
-def test_block_forward():
-    assert_close(run_block()[1], block(x, p), "out")
-
-
-def test_block_forward_with_dropout_drops_at_the_end_of_each_half():
-    assert_close(run_block(dropout=0.4, seed=6)[1], block(x, p, masks(0.4, 6)), "out")
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_block_forward_drops_at_the_end_of_each_half(dropout):
+    out, _ = lesson.block_forward(operations(), x, p, causal, dropout, seed=6)
+    assert_close(out, block(x, p, masks(dropout, 6)), "out")
 
 
 def test_block_forward_does_not_see_the_future():
-    ops, before, _ = run_block()
+    before, _ = lesson.block_forward(operations(), x, p, causal)
     changed = x.copy()
     changed[:, -1] += 1
-    after, _ = lesson.block_forward(ops, changed, p, lambda qkv: ops.self_attention_forward(qkv, H))
+    after, _ = lesson.block_forward(operations(), changed, p, causal)
     assert_close(after[:, :-1], before[:, :-1], "outputs before the position that changed")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_block_backward(dropout):
-    keep = masks(dropout, 6) if dropout else (1, 1)
     dx, g = block_gradients(dx_out, dropout, seed=6)
-    close_to_slope(dx, numeric_grad(lambda x: (block(x, p, keep) * dx_out).sum(), x), "dx")
-    for name in reversed(SHAPES):  # the order of the backward pass: the first to fail is where to look
-        loss = lambda weight, bias, name=name: (block(x, p | {name: (weight, bias)}, keep) * dx_out).sum()
-        weight, bias = p[name]
-        close_to_slope(g[name][0], numeric_grad(partial(loss, bias=bias), weight), f"dweight of {name}")
-        close_to_slope(g[name][1], numeric_grad(partial(loss, weight), bias), f"dbias of {name}")
+    check_gradients(dx, g, partial(block, keep=masks(dropout, 6)))
 
 
 def test_block_backward_is_linear_in_dout():
@@ -309,18 +472,6 @@ def test_block_backward_is_linear_in_dout():
             assert_close(g[name][i], g_1[name][i] - 3 * g_2[name][i], f"gradient {i} of {name}", atol=1e-9)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_branch_forward_and_branch_backward(dropout):
-    ops, r = devices.ops("numpy"), residual
-    keep = lesson.dropout_forward(np.ones_like(r), dropout, 9)[0]
-    out, cache = lesson.branch_forward(ops, r, x, weight, bias, dropout, 9)
-    assert_close(out, r + keep * (x @ weight + bias), "out")
-    dweight, dbias = junk((C, K), K)
-    dh = lesson.branch_backward(ops, dout.copy(), cache, dweight, dbias)
-    assert_close(dh, (keep * dout) @ weight.T, "dh")
-    assert_close(dbias, (keep * dout).sum((0, 1)), "dbias")
-
-
 def test_main_shows_numbers_and_a_gradient_that_survive_48_blocks(capsys):
     lesson.main()
     lines = capsys.readouterr().out.splitlines()
@@ -328,97 +479,3 @@ def test_main_shows_numbers_and_a_gradient_that_survive_48_blocks(capsys):
                    for line in lines if line.startswith(("plain", "both")))
     assert 0.01 < both[2] < 100 and 0.01 < both[4] < 100, f"with norm and residual: {both}"
     assert plain[2] < 1e-4 and plain[4] < 1e-4, f"without, all should fade: {plain}"
-
-
-# the kernels (rows (N, C), float32), each against one line of NumPy
-
-SIZES = [(1, 1), (1, 8), (3, 7), (5, 129)]
-
-
-def floats(*shapes):
-    return [np.random.default_rng(i).normal(size=s).astype(np.float32) for i, s in enumerate(shapes)]
-
-
-@pytest.mark.parametrize("N, K", SIZES)
-def test_add_bias(N, K):
-    y, b = floats((N, K), K)
-    want = y + b
-    cpu.add_bias(y, b)
-    assert_close(y, want, "out")
-
-
-@pytest.mark.parametrize("N, K", SIZES)
-def test_add_bias_residual(N, K):
-    y, b, r = floats((N, K), K, (N, K))
-    want = y + b + r
-    cpu.add_bias_residual(y, b, r)
-    assert_close(y, want, "out")
-
-
-@pytest.mark.parametrize("N, K", SIZES)
-def test_column_sums(N, K):
-    d, sums = floats((N, K), K)  # sums are not zero before
-    cpu.column_sums(d, sums)
-    assert_close(sums, d.sum(0, dtype=float), "sums")
-
-
-@pytest.mark.parametrize("N, K", SIZES)
-def test_bias_gelu(N, K):
-    y, b, out = floats((N, K), K, (N, K))
-    y *= 3
-    z = (y + b).astype(float)
-    cpu.bias_gelu(y, b, out)
-    assert_close(out, gelu(z), "out")
-    assert_close(y, (gelu(z + 1e-6) - gelu(z - 1e-6)) / 2e-6, "slope", atol=2e-6)
-
-
-@pytest.mark.parametrize("N, K", SIZES)
-def test_scale_and_column_sums(N, K):
-    d, slope, sums = floats((N, K), (N, K), K)
-    want = d * slope
-    cpu.scale_and_column_sums(d, slope, sums)
-    assert_close(d, want, "dout")
-    assert_close(sums, want.sum(0, dtype=float), "sums")
-
-
-@pytest.mark.parametrize("N, C", SIZES)
-def test_normalize_rows(N, C):
-    x, w, b, out, mean_rstd = floats((N, C), C, C, (N, C), (N, 2))
-    x += 10
-    cpu.normalize_rows(x, w, b, np.float32(1e-5), out, mean_rstd)
-    x = x.astype(float)
-    assert_close(mean_rstd[:, 0], x.mean(1), "mean")
-    assert_close(mean_rstd[:, 1], 1 / np.sqrt(x.var(1) + 1e-5), "rstd", rtol=1e-4)
-    assert_close(out, norm(x, w, b), "out", rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("N, C", SIZES[1:])
-def test_normalize_rows_backward(N, C, add):
-    d, x, w, dx, dw, db = floats((N, C), (N, C), C, (N, C), C, C)
-    before = dx.astype(float) if add else 0
-    x64, d64 = x.astype(float), d.astype(float)
-    rstd = 1 / np.sqrt(x64.var(1, keepdims=True) + 1e-5)
-    xhat = (x64 - x64.mean(1, keepdims=True)) * rstd
-    stats = np.concatenate([x64.mean(1, keepdims=True), rstd], 1).astype(np.float32)
-    cpu.normalize_rows_backward(d, x, stats, w, dx, dw, db, add)
-    g = d64 * w
-    want = before + rstd * (g - g.mean(1, keepdims=True) - xhat * (g * xhat).mean(1, keepdims=True))
-    assert_close(dx, want, "dx", rtol=1e-4, atol=1e-5)
-    assert_close(dw, (d64 * xhat).sum(0), "dweight", rtol=1e-4, atol=1e-5)
-    assert_close(db, d64.sum(0), "dbias", rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 12345, 2**32 - 1])
-def test_drop(seed):
-    """MurmurHash3's finaliser of place * 0x9E3779B1 + seed, in Python's own whole numbers."""
-    def bits(i):
-        h = (i * 0x9E3779B1 + seed) % 2**32
-        h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
-        h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32
-        return h ^ h >> 16
-    a, out, keep = floats(1001, 1001, 1001)
-    cpu.drop(a, np.uint32(0.3 * 2**32), np.float32(1 / 0.7), np.uint32(seed), out, keep)
-    want = [(bits(i) >= int(0.3 * 2**32)) / 0.7 for i in range(1001)]
-    assert_close(keep, want, "scale")
-    assert_close(out, want * a, "out")

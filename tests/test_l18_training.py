@@ -1,23 +1,31 @@
-"""Lesson 18: the tests of f are test_f and test_f_*. Oracles: plain counting, one thread against several."""
+"""The tests of f are test_f and test_f_*: they are also lesson 18's exercises.
+
+The oracles: plain counting, finite differences, a toy model whose gradient is one line, one thread against
+several. Exercises run on NumPy; what trains for many steps runs on the CPU's kernels.
+"""
 import functools
 import math
 import pathlib
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lessons import devices
 from lessons import l10_optimizers as optimizers
 from lessons import l18_training as lesson
 from lessons.l08_losses import IGNORE
-from lessons.parameters import Config
-from tests.close import assert_close
+from lessons.l16_gpt import gpt_forward
+from lessons.parameters import Config, Parameters, init_parameters
+from tests.close import assert_close, numeric_grad
 
 ROOT = pathlib.Path(__file__).parent.parent
+NUMPY = devices.ops("numpy")
 CONFIG = Config(vocab_size=13, block_size=8, n_layer=2, n_head=2, n_embd=16)
 TOKENS = np.random.default_rng(18).integers(0, 13, 200).astype(np.int32)
 QUICK = {name: recipe._replace(batch=6, steps=150, warmup=5) for name, recipe in lesson.RECIPES.items()}
@@ -33,23 +41,32 @@ def first_losses(trainer, steps):
     return [loss for _, (loss, _) in zip(range(steps), lesson.train(trainer, TOKENS))]
 
 
-def test_split_keeps_the_last_tenth_for_validation():
-    assert lesson.split("abcdefghijklmnopqrst") == ("abcdefghijklmnopqr", "st")
+def test_split():
+    got = lesson.split("abcdefghijklmnopqrst")
+    assert got == ("abcdefghijklmnopqr", "st"), f"got {got}: of 20 characters the last 2 are for validation"
+    got = lesson.split("abcdefghijklmnopqrs")
+    assert got == ("abcdefghijklmnopq", "rs"), f"got {got}: of 19 the cut is at 17.1, rounded down"
 
 
 def test_rows_targets_are_the_inputs_one_position_later():
-    X, Y = lesson.rows(np.arange(50), batch=7, block=9, seed=3, step=1)
+    text = np.arange(100, 150, dtype=np.int32)
+    X, Y = lesson.rows(text, batch=7, block=9, seed=3, step=1)
     assert X.shape == Y.shape == (7, 9), (
         f"got {X.shape} and {Y.shape}, expected (7, 9): batch rows of block tokens")
-    assert (Y == X + 1).all(), "Y[b, t] is the token that follows X[b, t] in the text"
+    assert X.dtype == Y.dtype == np.int32, f"tokens of type int32 became {X.dtype} and {Y.dtype}"
+    assert_close(X, X[:, :1] + np.arange(9), "X: a row is a piece of the text", 0, 0)
+    assert_close(Y, X + 1, "Y: Y[b, t] is the token that follows X[b, t] in the text", 0, 0)
 
 
-def test_rows_reach_the_first_and_the_last_token():
-    seen = set()
+def test_rows_begin_at_every_place_where_they_fit_equally_often():
+    first, last = [], []
     for step in range(200):
         X, Y = lesson.rows(np.arange(12), batch=4, block=8, seed=0, step=step)
-        seen |= set(X[:, 0]) | set(Y[:, -1])
-    assert {0, 11} <= seen, f"windows start or end only at {sorted(seen)}: is the range one too short?"
+        first, last = [*first, *X[:, 0]], [*last, *Y[:, -1]]
+    assert min(first) == 0 and max(last) == 11, (
+        f"the windows reach from token {min(first)} to {max(last)} of 0 to 11: is the range one too short?")
+    counts = np.bincount(first)
+    assert len(counts) == 4 and min(counts) > 150, f"of 800 windows {counts} begin at 0, 1, 2 and 3"
 
 
 def test_rows_depend_on_seed_and_step_alone():
@@ -58,10 +75,13 @@ def test_rows_depend_on_seed_and_step_alone():
 
     assert draw(1, 5) == draw(1, 5), (
         "the same seed and step drew other rows: a resumed run would see another text")
-    assert draw(1, 5) != draw(1, 6) and draw(1, 5) != draw(2, 5), "another step or seed must draw other rows"
+    others = {str(draw(*pair)) for pair in [(1, 5), (1, 6), (2, 5), (5, 1), (2, 4), (1, 0)]}
+    assert len(others) == 6, "another step or seed must draw other rows"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
+@example(3, 12, 5)
+@example(0, 2, 3)
 @given(st.integers(0, 100), st.integers(0, 1000), st.integers(1, 17))
 def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
     pieces = [lesson.share(start, start + n, i, parts) for i in range(parts)]
@@ -72,8 +92,224 @@ def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
     assert max(sizes) - min(sizes) <= 1, f"sizes {sizes} differ by more than one"
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gpt_gradient(dropout):
+    config, rng = Config(7, 5, n_layer=1, n_head=2, n_embd=8), np.random.default_rng(0)
+    p, g = init_parameters(config, dtype=np.float64), Parameters(config, dtype=np.float64)
+    p.flat[:] += 0.3 * rng.normal(size=p.flat.size)
+    X, Y = rng.integers(0, 7, (2, 3, 5))
+    Y[0, :2] = IGNORE
+
+    def loss(name, values):
+        before, p[name][:] = p[name].copy(), values
+        logits = gpt_forward(NUMPY, p, X, dropout=dropout, seed=11)[0]
+        p[name][:] = before
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return -sum(log_p[b, t, Y[b, t]] for b in range(3) for t in range(5) if Y[b, t] != IGNORE) / 20
+
+    g.flat[:] = 1  # what was there must be gone
+    got = lesson.gpt_gradient(NUMPY, p, (X, Y), 20, g, dropout, 11)
+    assert_close(got, loss("ln_f.bias", p["ln_f.bias"]), "loss, 13 targets of 20")
+    for name in "wte.weight", "h.0.attn.c_proj.bias", "h.0.mlp.c_fc.bias", "ln_f.bias":
+        want = numeric_grad(lambda values, name=name: loss(name, values), p[name])
+        assert_close(g[name], want, f"gradient of {name}", rtol=1e-4, atol=1e-7)
+
+
+class Stacks(Config):
+    """Two stacks of blocks, as an encoder and a decoder have them (lesson 15)."""
+
+    def shapes(self):
+        return {f"{stack}.{name}": shape for stack in ("encoder", "decoder")
+                for name, shape in Config.shapes(self).items()}
+
+
+MATRIX = "decoder.h.1.mlp.c_fc.weight"  # (16, 64)
+
+
+def half_squares(ops, p, batch, total, g, dropout, seed, calls):  # x (B, 16), y (B,), z (B,)
+    """A toy: the sum of (z * sum(x @ MATRIX) - y)^2 / 2 over the rows whose target y counts, over total."""
+    x, y, z = batch
+    calls.append({"rows": len(x), "total": total, "dropout": dropout, "seed": seed})
+    error = np.where(y == IGNORE, 0, z * (x @ p[MATRIX]).sum(1) - y)
+    g.flat[:] = 0
+    g[MATRIX][:] = ((error * z) @ x / total)[:, None]
+    return (error**2).sum() / 2 / total
+
+
+def toy(calls, threads=2, accumulate=1, dropout=0.0, optimizer="sgd", seed=0):
+    recipe = QUICK[optimizer]._replace(weight_decay=0, warmup=0)
+    return lesson.Trainer(NUMPY, Stacks(*CONFIG), optimizer, recipe, threads, seed,
+                          functools.partial(half_squares, calls=calls), accumulate, dropout)
+
+
+def toy_batch(rows):
+    rng = np.random.default_rng(rows)
+    y = rng.integers(0, 5, rows)
+    y[1::3] = IGNORE
+    return rng.normal(size=(rows, 16)), y, rng.normal(size=rows)
+
+
+LAYOUTS = pytest.mark.parametrize("threads, accumulate", [(1, 1), (3, 1), (1, 4), (2, 3), (9, 1), (5, 2)])
+
+
+@LAYOUTS
+def test_trainer_loss_and_gradient(threads, accumulate):
+    """8 rows of three arrays, a third of the targets IGNOREd; with 9 threads one of them has no row."""
+    calls, (x, y, z) = [], toy_batch(8)
+    before = x.copy(), y.copy(), z.copy()
+    t = toy(calls, threads, accumulate)
+    for i in range(threads):
+        t.flat_grads[:] = np.nan  # whatever was there before
+        calls.clear()
+        loss = t.loss_and_gradient((x, y, z), 7, i)
+        mine = slice(8 * i // threads, 8 * (i + 1) // threads)
+        error = (z * (x @ t.p[MATRIX].astype(float)).sum(1) - y)[mine] * (y != IGNORE)[mine]
+        assert_close(loss, (error**2).sum() / 2 / 7, f"loss of thread {i}")
+        want = np.repeat(((error * z[mine])[:, None] * x[mine]).sum(0)[:, None] / 7, 64, axis=1)
+        assert_close(t.grads[i][MATRIX], want, f"gradient of thread {i}", rtol=1e-5, atol=1e-6)
+        assert np.isnan(np.delete(t.flat_grads, i, axis=0)).all(), f"thread {i} wrote into another's buffer"
+        n = mine.stop - mine.start
+        parts = [call["rows"] for call in calls]
+        assert sum(parts) == n and len(parts) == min(n, accumulate), (
+            f"{n} rows came in parts of {parts}, expected {min(n, accumulate)} parts")
+        assert not parts or max(parts) - min(parts) <= 1, f"parts of {parts} rows"
+        assert {call["total"] for call in calls} <= {7}, "total is the whole batch's, for every part"
+    assert all((a == b).all() for a, b in zip(before, (x, y, z))), "the batch was changed"
+
+
+def test_trainer_loss_and_gradient_has_another_seed_for_every_thread_part_and_step():
+    def seeds(t, steps):
+        calls.clear()
+        for t.steps in steps:
+            for i in range(2):
+                t.loss_and_gradient(toy_batch(8), 8, i)
+        assert all(type(call["seed"]) is int for call in calls), "a seed is an int: a uint32 overflows"
+        assert {call["dropout"] for call in calls} == {t.dropout}
+        return [call["seed"] for call in calls]
+
+    calls = []
+    drawn = seeds(toy(calls, 2, 3, dropout=0.1), range(4))
+    assert len(drawn) == len(set(drawn)) == 4 * 2 * 3, "two draws of the dropout have the same seed"
+    assert seeds(toy(calls, 2, 3, dropout=0.1), [3]) == drawn[-6:], "a resumed run drops other numbers"
+    assert not set(seeds(toy(calls, 2, 3, dropout=0.1, seed=1), range(4))) & set(drawn), "another run's seed"
+    assert set(seeds(toy(calls, 2, 3), range(4))) == {0}, "without dropout the seed is 0"
+
+
+def test_trainer_add_gradients():
+    t = toy([], threads=3)
+    t.flat_grads[:] = np.random.default_rng(0).normal(size=t.flat_grads.shape)
+    before, n = t.flat_grads.copy(), t.p.flat.size
+    squares = 0.0
+    for i in range(3):
+        squares += t.add_gradients(i)
+        want, done = before.copy(), n * (i + 1) // 3
+        want[0, :done] = before[:, :done].sum(0)
+        assert_close(t.flat_grads, want, f"flat_grads after the shares up to {i}", rtol=1e-5, atol=1e-6)
+    assert_close(squares, np.square(before.sum(0), dtype=float).sum(), "sum of the squared norms", rtol=1e-6)
+
+
+@LAYOUTS
+def test_trainer_step(threads, accumulate):
+    """The gradient of the mean over all rows, clipped; SGD's first step is p -= lr g; lr falls in a line."""
+    calls, (x, y, z) = [], toy_batch(8)
+    t = toy(calls, threads, accumulate)
+    counts, w, start = y != IGNORE, t.p[MATRIX].astype(float), t.p.flat.copy()
+    error = (z * (x @ w).sum(1) - y) * counts
+    got = t.step(x, y, z)
+    want = np.repeat(((error * z)[:, None] * x).sum(0)[:, None] / 5, 64, axis=1)
+    norm = np.sqrt((want**2).sum())
+    assert norm > 1, "this test wants a gradient that is clipped"
+    assert {call["total"] for call in calls} == {5}, "total is the number of targets, in all rows, that count"
+    assert_close(got[0], (error**2).sum() / 2 / 5, "loss", rtol=1e-6)
+    assert_close(t.grads[0][MATRIX], want, "gradient", rtol=1e-5, atol=1e-6)
+    assert_close(got[1], norm, "norm of the gradient, before it is clipped", rtol=1e-5)
+    assert_close(t.p[MATRIX] - w, -0.1 * 150 / 151 * want / norm, "what the step added", rtol=1e-3, atol=1e-7)
+    assert t.steps == 1 and (np.flatnonzero(t.p.flat != start).size == np.count_nonzero(t.p[MATRIX] != w))
+
+
+def test_trainer_step_leaves_a_short_gradient_as_it_is():
+    t, (x, y, z) = toy([]), toy_batch(8)
+    x, before = x / 1000, t.p[MATRIX].copy()
+    _, norm = t.step(x, y, z)
+    assert norm < 0.1, "this test wants a gradient that is not clipped"
+    assert_close(t.p[MATRIX] - before, -0.1 * 150 / 151 * t.grads[0][MATRIX], "what it added", 1e-3, 1e-8)
+
+
+def test_trainer_step_counts_before_it_updates():
+    """Adam's first step is lr long, whatever the gradient: if its step counts from 1."""
+    t = toy([], optimizer="adamw")
+    before = t.p[MATRIX].copy()
+    t.step(*toy_batch(8))
+    assert_close(t.p[MATRIX] - before, -0.004 * 150 / 151 * np.sign(t.grads[0][MATRIX]), "step 1", rtol=1e-3)
+
+
+@pytest.mark.parametrize("loss, slope", [(np.nan, 1), (np.inf, 1), (1.0, np.nan), (1.0, np.inf)])
+def test_trainer_step_changes_nothing_when_loss_or_gradient_is_not_finite(loss, slope):
+    def gradient(ops, p, batch, total, g, dropout, seed):
+        g.flat[:] = slope if diverges else 1
+        return loss if diverges else 1.0
+
+    t, diverges = toy([]), False
+    t.gradient = gradient
+    t.step(*toy_batch(8))
+    t.step(*toy_batch(8))
+    before, diverges = (t.p.flat.copy(), t.m.copy(), t.v.copy()), True
+    with pytest.raises(lesson.Diverged, match="step 3"):
+        t.step(*toy_batch(8))
+    for name, was, array in zip(("parameters", "momentum", "variance"), before, (t.p.flat, t.m, t.v)):
+        assert_close(array, was, name, 0, 0)
+    assert t.steps == 2, f"steps is {t.steps} after two steps and one that failed"
+
+
+def test_trainer_step_runs_the_threads_at_the_same_time():
+    meeting, t = threading.Barrier(3), toy([], threads=3)
+
+    def gradient(ops, p, batch, total, g, dropout, seed):
+        meeting.wait(3)  # until all three are here
+        g.flat[:] = 0
+        return 0.0
+
+    t.gradient = gradient
+    try:
+        t.step(*toy_batch(9))
+    except threading.BrokenBarrierError:
+        pytest.fail("a thread waited 3 seconds for the others: does one begin when another has ended?")
+
+
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 73, 150])
+def test_evaluate_counts_every_token_once(n):
+    """With a model that does not look back, the mean loss is the mean over tokens, whatever the blocks."""
+    t, tokens = trainer(room="numpy"), TOKENS[:n]
+    for name, view in t.p.views.items():  # all logits become wte @ ln_f.bias, the same at every position
+        if name.startswith("ln_f"):
+            view[:] = 0 if name.endswith("weight") else np.linspace(-1, 1, 16)
+    logits = t.p["wte.weight"].astype(float) @ np.linspace(-1, 1, 16)
+    loss = np.log(np.exp(logits).sum()) - logits
+    assert_close(lesson.evaluate(t, tokens), loss[tokens[1:]].mean(), "loss", rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [9, 100])
+def test_evaluate_lets_a_token_see_what_precedes_it_in_its_block(n):
+    """By hand, token after token, with a model that does look back. 8 blocks at a time fit into memory."""
+    t, sizes, want = trainer(room="numpy"), [], 0.0
+    t.p.flat[:] += 0.3 * np.random.default_rng(1).normal(size=t.p.flat.size).astype(np.float32)
+
+    def cross_entropy(logits, *arguments):
+        sizes.append(len(logits))
+        return NUMPY.cross_entropy(logits, *arguments)
+
+    t.ops = SimpleNamespace(**vars(NUMPY) | {"cross_entropy": cross_entropy})
+    for i in range(n - 1):
+        logits = gpt_forward(NUMPY, t.p, TOKENS[None, i // 8 * 8:i + 1])[0][0, -1].astype(float)
+        want += (np.log(np.exp(logits).sum()) - logits[TOKENS[i + 1]]) / (n - 1)
+    assert_close(lesson.evaluate(t, TOKENS[:n]), want, "loss", rtol=1e-5)
+    assert max(sizes) <= 8, f"{max(sizes)} blocks at once"
+
+
+# ---- whole trainings
+
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
-def test_trainer_step_learns_a_small_text_by_heart(optimizer):
+def test_training_learns_a_small_text_by_heart(optimizer):
     t = trainer(optimizer, lr={"muon": 0.02, "adamw": 0.01, "sgd": 0.3}[optimizer])
     losses = [loss for loss, _ in lesson.train(t, np.arange(40) % 13)]
     assert losses[0] == pytest.approx(math.log(13), rel=0.1), (
@@ -82,7 +318,7 @@ def test_trainer_step_learns_a_small_text_by_heart(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
-def test_trainer_step_is_the_same_on_one_and_on_several_threads(optimizer):
+def test_training_is_the_same_on_one_and_on_several_threads(optimizer):
     losses = {n: [loss for loss, _ in lesson.train(trainer(optimizer, n, steps=50), TOKENS)]
               for n in (1, 2, 4)}
     for n in 2, 4:  # 6 rows on 4 threads: shares of 1 and 2 rows
@@ -91,7 +327,7 @@ def test_trainer_step_is_the_same_on_one_and_on_several_threads(optimizer):
 
 @pytest.mark.parametrize("room", ["numpy", "cpu"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
-def test_trainer_step_is_the_same_in_parts_as_at_once(optimizer, room):
+def test_training_is_the_same_in_parts_as_at_once(optimizer, room):
     """7 rows: shares of 2, 3 and 4, parts of 1 and 2. Only the biases of the keys differ. They add the same
     to all scores of a query, so their gradient is 0 but for rounding, and Adam makes that a full step."""
     whole = trainer(optimizer, 1, room=room, batch=7)
@@ -107,22 +343,11 @@ def test_trainer_step_is_the_same_in_parts_as_at_once(optimizer, room):
             assert_close(got, want, f"{name} after 8 steps of {how}", rtol=0, atol=1e-6)
 
 
-def test_trainer_step_repeats_to_the_bit():
+def test_training_repeats_to_the_bit():
     a, b = trainer(), trainer()
     assert list(lesson.train(a, TOKENS)) == list(lesson.train(b, TOKENS))
     assert (a.p.flat == b.p.flat).all(), (
         "two runs with the same seed and threads ended in different parameters")
-
-
-def test_trainer_step_gives_the_gradient_of_the_mean_over_all_rows():
-    """A thread that divides by its own rows, or a rest that is dropped, shows here."""
-    X, Y = lesson.rows(TOKENS, 7, 8, 0, 1)
-    gradients = []
-    for threads in 1, 3:
-        t = trainer(threads=threads)
-        t.step(X, Y)
-        gradients.append(t.grads[0].flat.copy())
-    assert_close(gradients[1], gradients[0], "gradient of 7 rows on 3 threads", rtol=1e-3, atol=1e-6)
 
 
 def expected_step(optimizer, name, p, g, m, v, step):
@@ -179,28 +404,6 @@ def test_trainer_holds_blas_to_one_thread_and_keeps_freed_memory():
         assert faults < 500, f"{faults} page faults a step: is freed memory given back to the system?"
 
 
-def test_trainer_step_changes_nothing_when_the_loss_is_not_finite():
-    t = trainer()
-    t.step(*lesson.rows(TOKENS, 6, 8, 0, 1))
-    t.p["ln_f"][0][3] = np.inf
-    before = t.p.flat.copy(), t.m.copy(), t.v.copy()
-    with pytest.raises(lesson.Diverged, match="step 2"):
-        t.step(*lesson.rows(TOKENS, 6, 8, 0, 2))
-    assert all(np.array_equal(a, b) for a, b in zip(before, (t.p.flat, t.m, t.v))) and t.steps == 1
-
-
-@pytest.mark.parametrize("n", [2, 8, 9, 10, 73, 150])
-def test_evaluate_counts_every_token_once(n):
-    """With a model that does not look back, the mean loss is the mean over tokens, whatever the blocks."""
-    t, tokens = trainer(), TOKENS[:n]
-    for name, view in t.p.views.items():  # all logits become wte @ ln_f.bias, the same at every position
-        if name.startswith("ln_f"):
-            view[:] = 0 if name.endswith("weight") else np.linspace(-1, 1, 16)
-    logits = t.p["wte.weight"].astype(float) @ np.linspace(-1, 1, 16)
-    loss = np.log(np.exp(logits).sum()) - logits
-    assert_close(lesson.evaluate(t, tokens), loss[tokens[1:]].mean(), "loss", rtol=1e-5)
-
-
 @pytest.mark.parametrize("how", [{}, {"dropout": 0.3}, {"dropout": 0.3, "accumulate": 2}])
 def test_trainer_restore_goes_on_to_the_same_bits(how):
     whole, first, second = trainer(**how), trainer(**how), trainer(**how)
@@ -214,86 +417,15 @@ def test_trainer_restore_goes_on_to_the_same_bits(how):
     assert (second.p.flat == whole.p.flat).all(), "is some of the optimizer's memory not in arrays()?"
 
 
-class Stacks(Config):
-    """Two stacks of blocks, as an encoder and a decoder have them (lesson 15)."""
-
-    def shapes(self):
-        return {f"{stack}.{name}": shape for stack in ("encoder", "decoder")
-                for name, shape in Config.shapes(self).items()}
-
-
-MATRIX = "decoder.h.1.mlp.c_fc.weight"  # (16, 64)
-
-
-def half_squares(ops, p, batch, total, g, dropout, seed, calls):  # x (B, 16), y (B,), z (B,)
-    """A toy: the mean of (z * sum(x @ MATRIX) - y)^2 / 2 over the rows whose target y counts."""
-    x, y, z = batch
-    calls.append({"rows": len(x), "total": total, "dropout": dropout, "seed": seed})
-    error = np.where(y == IGNORE, 0, z * (x @ p[MATRIX]).sum(1) - y)
-    g.flat[:] = 0
-    g[MATRIX][:] = ((error * z) @ x / total)[:, None]
-    return (error**2).sum() / 2 / total
-
-
-def toy(calls, threads=2, accumulate=1, dropout=0.0, optimizer="sgd"):
-    recipe = QUICK[optimizer]._replace(weight_decay=0, warmup=0)
-    return lesson.Trainer(devices.ops("cpu"), Stacks(*CONFIG), optimizer, recipe, threads, 0,
-                          functools.partial(half_squares, calls=calls), accumulate, dropout)
-
-
-def toy_batch(rows):
-    rng = np.random.default_rng(rows)
-    y = rng.integers(0, 5, rows)
-    y[1::3] = IGNORE
-    return rng.normal(size=(rows, 16)), y, rng.normal(size=rows)
-
-
-@pytest.mark.parametrize("threads, accumulate", [(1, 1), (2, 1), (3, 1), (1, 4), (2, 3), (9, 1), (5, 2)])
-def test_trainer_step_takes_any_gradient_and_adds_up_its_parts(threads, accumulate):
-    """8 rows of three arrays, a third of the targets IGNOREd; with 9 threads one of them has no row."""
-    calls, (x, y, z) = [], toy_batch(8)
-    t = toy(calls, threads, accumulate)
-    t.flat_grads[:] = np.nan  # whatever was there before
-    counts, w = y != IGNORE, t.p[MATRIX].astype(float)
-    error = (z * (x @ w).sum(1) - y) * counts
-    loss, norm = t.step(x, y, z)
-    assert_close(loss, (error**2).sum() / 2 / counts.sum(), "loss", rtol=1e-6)
-    want = np.repeat(((error * z)[:, None] * x).sum(0)[:, None] / counts.sum(), 64, axis=1)
-    assert_close(t.grads[0][MATRIX], want, "gradient", rtol=1e-5, atol=1e-6)
-    assert_close(norm, np.sqrt((want**2).sum()), "its norm", rtol=1e-5)
-    assert {call["total"] for call in calls} == {5}, "total is the number of targets, in all rows, that count"
-    most = -(-8 // (threads * accumulate))
-    assert max(call["rows"] for call in calls) <= most, f"more than {most} rows at once take more memory"
-    assert sum(call["rows"] for call in calls) == 8
-
-
-def test_trainer_step_gives_every_thread_part_and_step_another_seed_for_dropout():
-    def seeds(t, steps):
-        for _ in range(steps):
-            t.step(*toy_batch(8))
-        found = sorted(call["seed"] for call in calls)
-        calls.clear()
-        return found
-
-    calls = []
-    first, same, later = (toy(calls, 2, 3, dropout=0.1) for _ in range(3))
-    drawn = seeds(first, 4)
-    assert len(drawn) == len(set(drawn)) == 4 * 2 * 3, "two draws of the dropout have the same seed"
-    assert seeds(same, 4) == drawn, "another run with the same seed drops other numbers"
-    later.steps = 3
-    assert set(seeds(later, 1)) < set(drawn), "a resumed run must draw what the whole one draws in that step"
-    assert set(seeds(toy(calls, 2, 3), 4)) == {0}, "without dropout nothing is drawn"
-
-
-def test_trainer_step_with_dropout_trains_another_gpt_and_evaluate_knows_nothing_of_it():
+def test_training_with_dropout_is_another_and_evaluate_knows_nothing_of_it():
     plain, dropping = trainer("sgd"), trainer("sgd", dropout=0.5)
     assert lesson.evaluate(plain, TOKENS) == lesson.evaluate(dropping, TOKENS)
     batch = lesson.rows(TOKENS, 6, 8, 0, 1)
     assert plain.step(*batch)[0] != dropping.step(*batch)[0], "dropout left nothing out"
 
 
-def test_block_matrices_are_found_in_all_stacks():
-    names = lesson.block_matrices(toy([]).p)
+def test_muons_matrices_are_found_in_all_stacks():
+    names = toy([]).matrices
     assert len(names) == 2 * 2 * 4 and MATRIX in names, names
     assert not [name for name in names if "wte" in name or "wpe" in name], "tables are not Muon's"
 
@@ -308,8 +440,8 @@ def test_trainer_update_turns_muon_on_a_matrix_of_any_stack():
     assert all((view == before[name]).all() for name, view in t.p.views.items() if name != MATRIX)
 
 
-def test_block_matrices_leave_out_tables_and_vectors():
-    names = lesson.block_matrices(trainer().p)
+def test_muons_matrices_are_no_tables_and_no_vectors():
+    names = trainer().matrices
     assert len(names) == 8 and all(name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name
                                    for name in names)
 

@@ -1,17 +1,22 @@
-"""Named views of one flat buffer: Hugging Face's names, aligned, in three parts, under a prefix."""
+"""Named views of one flat buffer: Hugging Face's names, aligned, in three parts, under a prefix.
+
+The tests of f are test_f and test_f_*: two are lesson 16's exercises.
+"""
 import math
 
 import numpy as np
 import pytest
 
-from lessons.parameters import Config, Parameters, aligned_zeros, init_parameters
+from lessons import parameters as lesson
+from lessons.parameters import Config, Parameters, aligned_zeros
 from tests.close import assert_close
 
 CONFIG = Config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
 GPT2 = Config(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
 
+
 def hugging_face(config):
-    """What GPT2LMHeadModel's state_dict lists, `transformer.` and the tied lm_head left out."""
+    """What GPT2LMHeadModel's state_dict lists, in its order; `transformer.` and the tied lm_head left out."""
     C = config.n_embd
     names = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.block_size, C)}
     for i in range(config.n_layer):
@@ -26,11 +31,20 @@ def hugging_face(config):
 
 
 @pytest.mark.parametrize("config", [CONFIG, GPT2, Config(5, 3, 1, 1, 3)])
-def test_shapes_are_those_of_hugging_face(config):
+def test_config_shapes_are_those_of_hugging_face(config):
     got, want = config.shapes(), hugging_face(config)
     assert set(got) == set(want), f"missing {set(want) - set(got)}, too many {set(got) - set(want)}"
     for name in want:
-        assert tuple(got[name]) == want[name], f"{name} has shape {got[name]}, expected {want[name]}"
+        assert got[name] == want[name], f"{name} has shape {got[name]}, expected {want[name]}"
+    assert list(got) == list(want), "all names are there, in another order"
+
+
+def test_config_shapes_of_a_block_with_more_modules():
+    got = list(Config(7, 5, 2, 1, 4).shapes({"gate": (4, 6)}).items())
+    for layer, first in enumerate((14, 28)):
+        assert got[first:first + 2] == [(f"h.{layer}.gate.weight", (4, 6)), (f"h.{layer}.gate.bias", (6,))], \
+            f"the last module of block {layer}, places {first} and {first + 1}: {got[first:first + 2]}"
+    assert got[30:] == [("ln_f.weight", (4,)), ("ln_f.bias", (4,))], f"behind the blocks: {got[30:]}"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -65,7 +79,7 @@ def test_parameters_by_name_by_module_and_by_block():
 
 
 def test_parameters_can_be_laid_over_a_buffer_that_exists():
-    p = init_parameters(CONFIG)
+    p = lesson.init_parameters(CONFIG)
     q = Parameters(CONFIG, p.flat)
     assert all(np.shares_memory(p[name], q[name]) and (p[name] == q[name]).all() for name in p.views)
 
@@ -79,24 +93,46 @@ def test_aligned_zeros(dtype, n):
         assert a.ctypes.data % 64 == 0
 
 
+def spread(name, config):
+    """What the spread of a random parameter must be."""
+    if name in ("wte.weight", "wpe.weight"):
+        return 0.02
+    return 0.5 / math.sqrt(config.n_embd) / (math.sqrt(2 * config.n_layer) if "c_proj" in name else 1)
+
+
 def test_init_parameters():
-    config = Config(vocab_size=300, block_size=200, n_layer=8, n_head=4, n_embd=100)
-    p = init_parameters(config, seed=3)
+    config = Config(vocab_size=300, block_size=200, n_layer=3, n_head=4, n_embd=100)
+    p = lesson.init_parameters(config, seed=3)
     for name, view in p.views.items():
         if view.ndim == 2:
-            want = {"wte.weight": 0.02, "wpe.weight": 0.02}.get(name, 0.05)  # 0.5 / sqrt(100)
-            if name.endswith("c_proj.weight"):
-                want /= 4  # sqrt(2 * 8 layers)
+            want = spread(name, config)
             assert_close(view.std(), want, f"spread of {name}", rtol=0.03)
             assert_close(view.mean() / want, 0, f"mean of {name}, in spreads", atol=0.05)
+            assert_close((abs(view) < want).mean(), 0.683, f"share of {name} within one spread", rtol=0.03)
         else:
             want = 1 if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")) else 0
             assert_close(view, np.full(view.shape, want), name)
 
 
 def test_init_parameters_depends_on_the_seed_alone():
-    a, b, c = (init_parameters(CONFIG, seed).flat for seed in (1, 1, 2))
-    assert (a == b).all() and (a != c).any()
+    a, b, c = (lesson.init_parameters(CONFIG, seed) for seed in (1, 1, 2))
+    for name in "wte.weight", "h.1.mlp.c_fc.weight":
+        assert_close(b[name], a[name], f"{name} of a second model with the same seed")
+        assert (a[name] != c[name]).any(), f"{name} is the same for the seeds 1 and 2"
+        assert (a[name] != a[name][0]).any(), f"all rows of {name} are the same"
+
+
+def test_init_parameters_draws_view_after_view_from_one_generator():
+    p, rng = lesson.init_parameters(CONFIG, seed=5, dtype=np.float64), np.random.default_rng(5)
+    for name, view in p.views.items():
+        if view.ndim == 2:
+            assert_close(view, spread(name, CONFIG) * rng.standard_normal(view.shape), name)
+
+
+def test_init_parameters_has_the_dtype_it_is_told():
+    for dtype in np.float32, np.float64:
+        got = lesson.init_parameters(CONFIG, dtype=dtype).flat.dtype
+        assert got == dtype, f"flat is {got}, expected {np.dtype(dtype)}"
 
 
 class Pair(Config):

@@ -38,17 +38,33 @@ def cross_attention_backward(dout, cache):  # (B, Tq, C) -> (B, Tq, C), (B, Tk, 
     return dq, dkv
 
 
-def heads(x, n_head, n):  # (B, T, n C) -> n views (B, H, T, D)
+def heads(x, n_head, n):  # (B, T, n C) -> n views (B, H, T, D), as one array (n, B, H, T, D)
+    """Take n arrays apart that are packed side by side, like q|k|v, and each of them into H heads:
+
+        out[i, b, h, t, d] = x[b, t, (i H + h) D + d]               C = H D
+
+    Views, whatever view x is itself: forward and backward write through them into the array of their caller.
+    """
     B, T, nC = x.shape
     return x.reshape(B, T, n, n_head, nC // (n * n_head)).transpose(2, 0, 3, 1, 4)
 
 
-def cut(Tq, stripe):
-    """For each stripe of queries: itself, the keys up to its end, the queries from its start on."""
+def cut(Tq, stripe):  # -> [(now, past, future)], slices
+    """For each stripe of positions: itself, all up to its end, all from its start on. With a causal mask its
+    queries see no keys but those of the past, and its keys are seen by no queries but those of the future."""
     return [(slice(i, i + stripe), slice(0, i + stripe), slice(i, Tq)) for i in range(0, Tq, stripe)]
 
 
 def forward(q, k, v, causal, lengths):  # (B, H, Tq, D), (B, H, Tk, D) twice -> (B, Tq, C)
+    """out = softmax(q k^T / sqrt(D)) v in float32, a position's heads side by side, as heads() reads them.
+
+    A causal square (Tq = Tk) is cut into stripes of STRIPE positions; anything else is one stripe as long as
+    the longer side. np.matmul writes q k^T into an empty (B, H, Tq, Tk): a stripe's queries, `now`, by the
+    keys of `past` (see cut). softmax makes weights of them in place. np.matmul writes weights v, again now by
+    past, through the heads of an empty out: np.matmul(a, b, out=view) needs no array for its result.
+
+    The cache is (q, k, v, weights, stripe). ValueError if a length is not in 1 .. Tk, or causal and Tq > Tk.
+    """
     (B, H, Tq, D), Tk = q.shape, k.shape[2]
     lengths = np.full(B, Tk) if lengths is None else np.ascontiguousarray(lengths, np.int64)
     if lengths.min() < 1 or lengths.max() > Tk:  # the kernel checks no index
@@ -68,6 +84,14 @@ def forward(q, k, v, causal, lengths):  # (B, H, Tq, D), (B, H, Tk, D) twice -> 
 
 
 def backward(dout, cache, dq, dk, dv):  # (B, Tq, C); writes the three (B, H, T, D)
+    """Every number of dq, dk and dv is written, whatever was there; they may be views. dout is only read.
+
+        dweights = dout v^T        dq = dscores k           for a stripe's queries (now) and keys of past
+        dv = weights^T dout        dk = dscores^T q         for a stripe's keys (now) and queries of future
+
+    dweights stand in one empty (B, H, Tq, Tk), where softmax_backward makes dscores of them. What no matmul
+    wrote there is garbage, and past and future leave it out. 1 / sqrt(D) is the scale of forward.
+    """
     q, k, v, weights, stripe = cache
     H, Tq, D = q.shape[1:]
     parts, dscores = cut(Tq, stripe), np.empty(weights.shape, f32)
@@ -83,7 +107,15 @@ def backward(dout, cache, dq, dk, dv):  # (B, Tq, C); writes the three (B, H, T,
 
 
 @kernel
-def softmax(scores, lengths, causal, stripe, scale):  # (B, H, Tq, Tk), (B,)
+def softmax(scores, lengths, causal, stripe, scale):  # (B, H, Tq, Tk) float32, (B,) int64; in place
+    """scores become weights: over the first n keys exp((score - m) scale) / their sum, behind them exactly 0.
+
+        n = min(lengths[b], Tk - Tq + t + 1 if causal else Tk)              what query t may see
+        m = the largest of the n scores                                     scale is positive
+
+    Query t is in stripe number t // stripe. Only the keys up to the end of that stripe (or Tk, if that comes
+    first) have scores: the rest of the row was never written, and is neither read nor written here.
+    """
     B, H, Tq, Tk = scores.shape
     scale, zero = f32(scale), f32(0)
     for b in range(B):
@@ -103,7 +135,13 @@ def softmax(scores, lengths, causal, stripe, scale):  # (B, H, Tq, Tk), (B,)
 
 
 @kernel
-def softmax_backward(weights, dweights, stripe, scale):  # (B, H, Tq, Tk) twice
+def softmax_backward(weights, dweights, stripe, scale):  # (B, H, Tq, Tk) float32 twice; in place
+    """dweights become dscores; weights are only read. In a row, over the keys up to the end of its stripe:
+
+        dscore_j = weight_j (dweight_j - sum_k weight_k dweight_k) scale
+
+    Keys behind it are neither read nor written, as in softmax. No mask: a masked weight is 0.
+    """
     B, H, Tq, Tk = weights.shape
     scale, zero = f32(scale), f32(0)
     for b in range(B):

@@ -115,6 +115,10 @@ def add_bias_residual(out, bias, residual):
 
 @kernel
 def column_sums(dout, sums):  # (N, K) -> (K,)
+    """Write sums[k] = the sum of dout[n, k] over n: a bias's gradient. What was in sums before is gone.
+
+    The inner loop runs along a row: numbers that lie side by side are added several at a time.
+    """
     N, K = dout.shape
     sums[:] = ZERO
     for n in range(N):
@@ -123,8 +127,13 @@ def column_sums(dout, sums):  # (N, K) -> (K,)
 
 
 @kernel
-def bias_gelu(y, bias, out):
-    """out = gelu(y + bias), and y becomes the slope there. 0.5 (1 + tanh(u)) is the sigmoid of 2u."""
+def bias_gelu(y, bias, out):  # (N, K), (K,) -> (N, K)
+    """Write out = gelu(y + bias), and y becomes the slope there. 0.5 (1 + tanh(u)) is the sigmoid of 2u, one
+    exp in place of a tanh. With x = y + bias:
+
+        s = 1 / (1 + exp(-2u)),   2u = GELU_2K x (1 + GELU_A x^2)
+        out = x s,   slope = s + x s (1 - s) d2u/dx,   d2u/dx = GELU_2K (1 + GELU_3A x^2)
+    """
     N, K = y.shape
     for n in range(N):
         for k in range(K):
@@ -147,7 +156,14 @@ def scale_and_column_sums(dout, slope, sums):
 
 
 @kernel
-def normalize_rows(x, weight, bias, eps, out, mean_rstd):
+def normalize_rows(x, weight, bias, eps, out, mean_rstd):  # (N, C), (C,), (C,) -> (N, C), (N, 2)
+    """Write out = (x - mean) * rstd * weight + bias for each row, and its mean and rstd into mean_rstd[n].
+
+        mean = sum(x) / C,   rstd = 1 / sqrt(sum((x - mean)^2) / C + eps)
+
+    The mean comes first, in a pass of its own: sum(x^2) / C - mean^2 would be the same in one pass, but
+    float32 has no digits left for it where the mean is large beside the spread.
+    """
     N, C = x.shape
     for n in range(N):
         total = ZERO
@@ -165,7 +181,15 @@ def normalize_rows(x, weight, bias, eps, out, mean_rstd):
 
 
 @kernel
-def normalize_rows_backward(dout, x, mean_rstd, weight, dx, dweight, dbias, add):
+def normalize_rows_backward(dout, x, mean_rstd, weight, dx, dweight, dbias, add):  # (N, C), ... -> (N, C)
+    """Write dweight and dbias (C,), and dx; with `add`, add dx to what is there. mean_rstd (N, 2) has each
+    row's mean and rstd. With xhat = (x - mean) * rstd and d = dout * weight:
+
+        dweight = sum(dout * xhat),   dbias = sum(dout)             over all rows
+        dx = rstd * (d - mean(d) - xhat * mean(d * xhat))           the means along each row
+
+    The first pass over a row finds its two means, the second writes dx.
+    """
     N, C = x.shape
     dweight[:] = ZERO
     dbias[:] = ZERO
@@ -188,8 +212,19 @@ def normalize_rows_backward(dout, x, mean_rstd, weight, dx, dweight, dbias, add)
 
 
 @kernel
-def drop(x, threshold, scale_up, seed, out, scale):
-    """Lesson 13's hash of (seed, place), number by number."""
+def drop(x, threshold, scale_up, seed, out, scale):  # (n,) -> (n,), (n,)
+    """Write scale[i] = scale_up where bits >= threshold, else 0, and out = x * scale.
+
+    bits is lesson 13's hash of (seed, place i), in uint32, everything modulo 2^32 (^ is bitwise xor):
+
+        bits = i * 0x9E3779B1 + seed
+        bits = (bits ^ bits >> 16) * 0x85EBCA6B
+        bits = (bits ^ bits >> 13) * 0xC2B2AE35
+        bits =  bits ^ bits >> 16
+
+    To Numba the product and the sum of two uint32 are uint64: u32() around each takes them back, modulo 2^32.
+    i is an int64, threshold and seed are uint32, scale_up is a float32.
+    """
     for i in range(x.size):
         bits = u32(u32(u32(i) * u32(0x9E3779B1)) + seed)
         bits = u32((bits ^ (bits >> u32(16))) * u32(0x85EBCA6B))

@@ -65,6 +65,7 @@ def decode_weights(p, int8=False):
 
 
 def to_int8(weight):  # (in, out) -> (in, out) int8, (out,)
+    """Lesson 19's: scale = max(|column|) / 127, or 1 for a column of nearly 0; round(weight / scale)."""
     with np.errstate(invalid="ignore"):  # NaN and infinity reach the scale, and with it the logits
         scale = np.abs(weight).max(axis=0) / 127
         scale[scale < np.finfo(f32).tiny] = 1
@@ -190,7 +191,11 @@ def add_parts(x, parts, bias):  # (C,), (n, C), (C,)
 
 
 @inlined
-def normalize(x, weight, bias, out):
+def normalize(x, weight, bias, out):  # (C,) four times, float32
+    """Layer norm of one position: out[:] = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + EPS) * weight + bias.
+
+    Reads x three times: for the mean, for the spread around it, for the result. The sums are of float32. One
+    pass with mean(x^2) - mean(x)^2 would lose the spread of an x that is far from 0."""
     C, total, square = x.size, ZERO, ZERO
     for c in range(C):
         total += x[c]
@@ -204,6 +209,10 @@ def normalize(x, weight, bias, out):
 
 @inlined
 def dots(x, rows, scale, bias, out):  # (K,), (N K,), (N,) three times
+    """out[j] = x . row j * scale[j] + bias[j], where row j of the matrix is rows[j K : (j + 1) K].
+
+    rows is float32 or int8: each of its numbers becomes float32 (f32) before it is multiplied. out is
+    written, whatever was in it. For a matrix that lies as (out, in): a share of outputs is one stretch."""
     K = x.size
     for j in range(out.size):
         row, total = rows[j * K:(j + 1) * K], ZERO
@@ -214,7 +223,11 @@ def dots(x, rows, scale, bias, out):  # (K,), (N K,), (N,) three times
 
 @inlined
 def sum_rows(x, rows, scale, out):  # (K,), (K N,), (N,) twice
-    """Four rows at a time: out is loaded and stored a quarter as often."""
+    """out[j] = scale[j] * (the sum over k of x[k] * row k [j]), where row k is rows[k N : (k + 1) N].
+
+    rows is float32 or int8: each of its numbers becomes float32 (f32) before it is multiplied. out is
+    written, whatever was in it. For a matrix that lies as (in, out): a share of inputs is one stretch.
+    Four rows at a time, and what is left over one by one: out is loaded and stored a quarter as often."""
     N, whole = out.size, x.size - x.size % 4
     for j in range(N):
         out[j] = ZERO
@@ -234,7 +247,13 @@ def sum_rows(x, rows, scale, out):  # (K,), (K N,), (N,) twice
 
 @inlined
 def attend(q, kv, n, first, scores, out):  # (D,), (block_size, 2C), int, int, (block_size,), (D,)
-    """One head, whose channels begin with `first`, looks at n positions."""
+    """One head, whose channels begin with `first`, looks at n positions, each with its key and value:
+
+        k = kv[t, first : first + D]      v = kv[t, C + first : C + first + D]      t = 0 .. n - 1
+        a = softmax over t of (q . k / sqrt(D))              out[:] = the sum over t of a[t] * v
+
+    Positions from n on hold anything, NaN too: they are not read. scores is scratch; the first n are used.
+    softmax is exp(x - m) / sum, where m is `largest` of the n (compiled.py): exp cannot overflow."""
     D, C, scale = q.size, kv.shape[1] // 2, ONE / np.sqrt(f32(q.size))
     for t in range(n):
         k, total = kv[t, first:first + D], ZERO

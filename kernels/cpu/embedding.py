@@ -39,7 +39,11 @@ def check_rows(tokens, start, wte, wpe):
 
 
 @kernel
-def add_rows(tokens, wte, wpe, x):  # (B, T), (V, C), (>=T, C), (B, T, C)
+def add_rows(tokens, wte, wpe, x):  # (B, T) int, (V, C), (T or more, C), (B, T, C)
+    """Write x[b, t, c] = wte[tokens[b, t], c] + wpe[t, c], float32. wpe begins with the first token's row.
+
+    Three loops, and no array made on the way: wte[tokens[b, t]], wpe[t] and x[b, t] are views of rows.
+    """
     B, T, C = x.shape
     for b in range(B):
         for t in range(T):
@@ -49,7 +53,15 @@ def add_rows(tokens, wte, wpe, x):  # (B, T), (V, C), (>=T, C), (B, T, C)
 
 
 @kernel
-def scatter_rows(tokens, start, dout, dwte, dwpe):  # (B, T), int, (B, T, C), (V, C), (P, C)
+def scatter_rows(tokens, start, dout, dwte, dwpe):  # (B, T) int, int, (B, T, C), (V, C), (P, C)
+    """The way back: each dout[b, t] is added to the two rows that x[b, t] was made of.
+
+        dwte[v, c] += sum of dout[b, t, c] over all b, t with tokens[b, t] = v
+        dwpe[start + t, c] = sum of dout[b, t, c] over b;    all other rows of dwpe = 0
+
+    dwte goes on from what it holds, dwpe begins at 0. float32; one token after the other, so that repeated
+    tokens add up by themselves.
+    """
     B, T, C = dout.shape
     dwpe[:] = f32(0)
     for b in range(B):

@@ -29,7 +29,16 @@ def cross_entropy(logits, targets, total=None):  # (..., V) float32, (...) int -
 
 
 @kernel
-def rows_in_place(logits, targets, scale):  # (N, V), (N,), float32 -> sum of losses, float64
+def rows_in_place(logits, targets, scale):  # (N, V) float32, (N,) int, float32 -> float64
+    """The sum of the losses of all rows, and over each row of logits its gradient, times scale:
+
+        loss = -log softmax(row)[target];    row_v = (softmax(row)_v - (1 if v == target else 0)) * scale
+
+    A row whose target is IGNORE has no loss, and becomes 0 whatever was in it. For the others, with `largest`
+    and `exp` of compiled.py and top = largest(row): norm = sum exp(row_v - top), softmax = exp(row_v - top) /
+    norm, and loss = log(norm) + (top - row[target]), where row[target] must be read before it is overwritten.
+    A row is float32; its loss and their sum are float64 (math.log), or a million small losses would not add.
+    """
     N, V = logits.shape
     loss = 0.0
     for n in range(N):

@@ -21,9 +21,15 @@ def gradient_norm_squared(grads, start, stop):  # (R, n) -> float
 
 
 @kernel
-def add_rows(grads, start, stop):
-    """Chunks, so that a float32 sum stays short and its chunk in the L1 cache. Views that begin at 0 keep the
-    loops vectorised: `for i in range(lo, hi): g[i]` would not be."""
+def add_rows(grads, start, stop):  # (R, n) -> float
+    """Between start and stop: grads[0] <- the sum of all R rows; return its sum of squares. Rows 1.. are only
+    read, and nothing outside the slice is touched.
+
+    In chunks of CHUNK numbers, the last one shorter: a chunk of grads[0] gets its R - 1 additions and its sum
+    of squares while it is in the L1 cache. The float32 sum of a chunk stays short; the sum over chunks is
+    float64. Views that begin at 0 (g = grads[0, lo:hi]) keep the loops vectorised: `for i in range(lo, hi):
+    grads[0, i]` would not be.
+    """
     total = 0.0
     for lo in range(start, stop, CHUNK):
         hi = min(lo + CHUNK, stop)
@@ -44,7 +50,12 @@ def sgd(p, g, m, lr, momentum, weight_decay, scale):
 
 
 @kernel
-def sgd_slice(p, g, m, lr, momentum, keep, scale):
+def sgd_slice(p, g, m, lr, momentum, keep, scale):  # (n,), (n,), (n,); the rest float32
+    """One loop over i, in place; g is only read. keep is 1 - lr * weight_decay.
+
+        m <- momentum * m + scale * g
+        p <- keep * p - lr * m, with the new m
+    """
     for i in range(p.size):
         m[i] = momentum * m[i] + scale * g[i]
         p[i] = keep * p[i] - lr * m[i]
@@ -58,7 +69,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale):
 
 
 @kernel
-def adamw_slice(p, g, m, v, rate, b1, a1, b2, a2, inverse, eps, keep, scale):
+def adamw_slice(p, g, m, v, rate, b1, a1, b2, a2, inverse, eps, keep, scale):  # (n,) four times; float32
+    """One loop over i, in place; g is only read. g' = scale * g.
+
+        m <- b1 * m + a1 * g'         b1 = beta1, a1 = 1 - beta1
+        v <- b2 * v + a2 * g'^2       b2 = beta2, a2 = 1 - beta2
+        p <- keep * p - rate * m / (sqrt(v * inverse) + eps), with the new m and v
+
+    Adam's corrections are the same for all numbers, so adamw has worked them out: rate is lr / (1 - beta1^t)
+    and inverse is 1 / (1 - beta2^t). keep is 1 - lr * weight_decay.
+    """
     for i in range(p.size):
         gi = g[i] * scale
         mi = b1 * m[i] + a1 * gi
@@ -79,7 +99,15 @@ def muon(p, g, m, lr, momentum, weight_decay, scale):  # (n_in, n_out) each
 
 
 @kernel
-def nesterov(g, m, x, momentum, scale):
+def nesterov(g, m, x, momentum, scale):  # (n, k), (n, k), (n, k) -> float
+    """What muon does before Newton-Schulz, in one pass over the numbers; g' = scale * g, which is not stored.
+
+        m <- m + (1 - momentum) * (g' - m)
+        x <- g' + momentum * (m - g'), with the new m
+        return the sum of x^2: float32 within a row, float64 over the rows
+
+    g is only read; what was in x is overwritten.
+    """
     total = 0.0
     for r in range(g.shape[0]):
         gr, mr, xr, part = g[r], m[r], x[r], f32(0)
@@ -125,7 +153,9 @@ def newton_schulz(x):  # (n, k) with norm 1 -> (n, k); x is used up
 
 
 @kernel
-def polynomial(gram, square):  # square <- A I + B gram + C square
+def polynomial(gram, square):  # (n, n), (n, n)
+    """square <- A * I + B * gram + C * square, with the constants A, B, C above; gram is only read. square
+    holds gram @ gram, and I is the identity: A is added on the diagonal."""
     for r in range(gram.shape[0]):
         gr, sr = gram[r], square[r]
         for i in range(gr.size):

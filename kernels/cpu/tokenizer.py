@@ -31,7 +31,8 @@ def learn_merges(words, order, n):  # (N,) int32, (W,) int32 -> (m, 2) int32, (m
 
 
 def merge_table(merges):  # (m, 2) int32 -> (m,) int64, (m,) int32
-    """Both ids of a merge as one key, sorted, and the rank (the row in merges) of each: for binary search."""
+    """For binary search: key = pair_key(left, right), left in the upper 32 bits, right in the lower; sorted.
+    And the rank of each key: in which row of merges its pair stands. merges stays as it is."""
     keys = merges[:, 0].astype(np.int64) << 32 | merges[:, 1]
     ranks = np.argsort(keys)
     return keys[ranks], ranks.astype(np.int32)
@@ -136,12 +137,17 @@ def apply(tokens, keys, ranks, left, right, pair, first, last, place, link):
 
 
 @inlined
-def pair_key(a, b):
+def pair_key(a, b):  # two int64 >= 0 -> int64
+    """a * 2^32 + b: as one number, pairs are in the order of their left ids, then of their right ids."""
     return a << i64(32) | b
 
 
 @inlined
-def rank_of(a, b, keys, ranks):  # -> the merge that joins a and b, or NONE
+def rank_of(a, b, keys, ranks):  # two ids, (m,) int64, (m,) int32 -> the merge that joins a and b, or NONE
+    """keys and ranks are a merge_table. A negative a or b is EDGE or GONE, and in no merge. Else a binary
+    search for key = pair_key(i64(a), i64(b)): keys[:lo] < key <= keys[hi:] holds throughout, and the middle
+    one moves lo behind itself or hi to itself, until lo = hi. There key stands, if it stands in keys, which
+    may be empty."""
     if a < 0 or b < 0:
         return NONE
     key, lo, hi = pair_key(i64(a), i64(b)), 0, len(keys)
@@ -155,7 +161,10 @@ def rank_of(a, b, keys, ranks):  # -> the merge that joins a and b, or NONE
 
 
 @inlined
-def append(i, p, entries, pair, first, last, place, link):
+def append(i, p, entries, pair, first, last, place, link):  # two indices, how many entries -> how many now
+    """Pair p begins at place i: pair[i] = p, and i goes to the end of p's list. A list is a chain of entries
+    e: place[e] is a place, link[e] the next entry, or NONE, which stood in link before; first[p] and last[p]
+    are its ends, NONE if there is no entry yet. The new entry has the number entries; return entries + 1."""
     if first[p] == NONE:
         first[p] = entries
     else:
@@ -167,15 +176,18 @@ def append(i, p, entries, pair, first, last, place, link):
 
 
 @inlined
-def ahead(p, q, shown, key):
-    """The tie rule: the more frequent pair first; of equals, the one with the smaller ids, the left compared
+def ahead(p, q, shown, key):  # two pairs, (P,) int64, (P,) int64 -> bool
+    """The tie rule: shown[p] > shown[q]; of equals, the smaller key, a pair_key: the left id is compared
     first. shown is the count that a pair had when it was put where it stands in the heap."""
     return shown[p] > shown[q] or (shown[p] == shown[q] and key[p] < key[q])
 
 
 @inlined
-def push(p, i, heap, shown, count, key):
-    """Add pair p to a heap of i pairs, in which each is ahead of the two at 2 i + 1 and 2 i + 2."""
+def push(p, i, heap, shown, count, key):  # a pair, how many there are, four of (P,); writes shown and heap
+    """Add pair p to a heap of i pairs, in which heap[n] is ahead of its children heap[2 n + 1], heap[2 n +
+    2], and so heap[0] of all. shown[p] = count[p]; p goes behind the last, at heap[i], and as long as it is
+    ahead of its parent, at (n - 1) >> 1, the two change places. What lies behind is not read: the arrays are
+    longer."""
     shown[p], heap[i] = count[p], p
     while i > 0 and ahead(heap[i], heap[(i - 1) >> 1], shown, key):
         up = (i - 1) >> 1
@@ -184,7 +196,10 @@ def push(p, i, heap, shown, count, key):
 
 
 @inlined
-def sift_down(heap, size, shown, key):
+def sift_down(heap, size, shown, key):  # (P,) int32, how many count, (P,) int64, (P,) int64; writes heap
+    """Only heap[0] may stand wrong among heap[:size], because it is new there or its shown fell. It changes
+    places with that child of 2 n + 1 and 2 n + 2 which is ahead of the other, as long as that is ahead of it;
+    at the end of the heap there may be one child, or none. What lies behind heap[:size] is not read."""
     i = 0
     while 2 * i + 1 < size:
         child = 2 * i + 1

@@ -54,7 +54,12 @@ def cut(codes, kinds, begins):  # -> how many words
 
 
 @inlined
-def end_of_word(codes, kinds, i):
+def end_of_word(codes, kinds, i):  # (N + 1,) int64, (N + 1,) uint8, a place -> the place after the word at i
+    """The first of these rules that fits. codes are characters, as numbers; kinds[N] is END, and unlike all.
+    1. APOSTROPHE and one of ONE: i + 2. APOSTROPHE and one of TWO, which are pairs of letters: i + 3.
+    2. A run of one kind, LETTER, NUMBER or OTHER, beginning at first = i; or at first = i + 1, if a SPACE
+       stands at i and one of these three kinds at i + 1. The end is behind the run.
+    3. A run of WHITE; but if text follows and the run is longer than 1, its last one is left to that text."""
     if codes[i] == APOSTROPHE:
         if codes[i + 1] in ONE:
             return i + 2
@@ -69,14 +74,17 @@ def end_of_word(codes, kinds, i):
 
 
 @kernel
-def number(codes, begins, slots, order, shown):  # -> how many are different
+def number(codes, begins, slots, order, shown):  # (N + 1,), (W + 1,), (S,), (W,), (W,) -> how many different
+    """Word w is codes[a:b] = codes[begins[w]:begins[w + 1]]. Writes its number into order[w], and shown[n] =
+    w, the first word that has number n. New words get 0, 1, 2, ... slots is a hash table that comes full of
+    EMPTY and holds numbers; S, a power of 2, is more than there are different words. A word begins at slot =
+    hash_of(codes, a, b) & (S - 1) and goes on to the next slot, behind the last to the first, until it meets
+    its own number (same compares it with the word shown[number]), or EMPTY: then it is new, and that slot is
+    its own."""
     n = i64(0)
     for w in range(order.size):
-        a, b, slot = begins[w], begins[w + 1], i64(0)
-        for i in range(a, b):
-            slot = (slot ^ codes[i]) * i64(0x100000001b3)
-        slot ^= slot >> i64(32)
-        slot &= slots.size - 1
+        a, b = begins[w], begins[w + 1]
+        slot = hash_of(codes, a, b) & (slots.size - 1)
         while slots[slot] != EMPTY and not same(codes, begins, shown[slots[slot]], a, b):
             slot = (slot + 1) & (slots.size - 1)  # another word is here: the next one
         if slots[slot] == EMPTY:
@@ -87,7 +95,17 @@ def number(codes, begins, slots, order, shown):  # -> how many are different
 
 
 @inlined
-def same(codes, begins, w, a, b):
+def hash_of(codes, a, b):  # -> int64, 0 to 2^31 - 1
+    """FNV's mix of codes[a:b], kept to 31 bits, so that no product overflows. A table looks at the low bits
+    only, so at last the high ones are mixed into them."""
+    hash = i64(0)
+    for i in range(a, b):
+        hash = (hash ^ codes[i]) * i64(0x1000193) & i64(0x7FFFFFFF)
+    return hash ^ hash >> i64(15)
+
+
+@inlined
+def same(codes, begins, w, a, b):  # -> bool: is word w codes[a:b]?
     start = begins[w]
     if begins[w + 1] - start != b - a:
         return False

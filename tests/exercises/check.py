@@ -1,6 +1,6 @@
 """make check 12: is the learner's file right, and if not, what is the first thing to mend?
 
-The answer is tried in a process of its own (inside.py), a file at a time, with the reference's files around it.
+The answer is tried in a process of its own (inside.py), file by file, each among the reference's other files.
 Nothing is taken for right that was not seen to be: each test of a function must have ended, and passed.
 """
 import contextlib
@@ -52,18 +52,20 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
         caret = " " * ((error.offset or 1) - 1) + "^"
         return all_wrong(f"{show(path)}:{error.lineno}: {error.msg}\n    {line}\n    {caret}")
     if found := rules.broken(source, right, file):
-        return all_wrong(f"{show(path)}:{found[0]}: it {found[1]}.\nThe exercise is to write it with what the lesson "
-                         "imports; a file that does this is not run.")
+        return all_wrong(f"{show(path)}:{found[0]}: it {found[1]}.\nThe exercise is to write it with what "
+                         "the lesson imports. A file that does more is not run.")
     verdicts, wanted = {}, functions(right)
     for name in todo:
         if name not in nodes:
-            verdicts[name] = Verdict("wrong", "it is gone", f"{show(path)} has no {name} any more. Its stub: make "
-                                     f"exercise {int(todo[name].lesson)} FRESH=1 (keeps your file beside the new one)")
+            text = (f"{show(path)} has no {name} any more. Its stub: make exercise "
+                    f"{int(todo[name].lesson)} FRESH=1, which keeps your file, too")
+            verdicts[name] = Verdict("wrong", "it is gone", text)
         elif is_blank(nodes[name]):
             verdicts[name] = Verdict("to do")
         elif signature(nodes[name]) != signature(wanted[name]):
-            verdicts[name] = Verdict("wrong", "another signature", f"{show(path)}:{nodes[name].lineno}: def "
-                                     f"{signature(nodes[name])}\nis called as  def {signature(wanted[name])}")
+            text = (f"{show(path)}:{nodes[name].lineno}: def {signature(nodes[name])}\n"
+                    f"must be, as others call it: def {signature(wanted[name])}")
+            verdicts[name] = Verdict("wrong", "another signature", text)
     run = [name for name in todo if name not in verdicts]
     while run:  # again, without what hung or crashed
         verdicts |= (found := try_file(path, file, list(todo), run, seconds, verdicts))
@@ -102,36 +104,40 @@ def try_file(path, file, names, run, seconds, verdicts):  # -> {name: Verdict}, 
             if not ready:
                 raise SystemExit("The check itself could not start; it says why above.")
             if event["event"] == "import":
-                return {name: Verdict("wrong", "its file cannot be imported",
-                                      f"{show(path)} cannot be imported\n{place(event['text'])}") for name in run}
+                text = f"{show(path)} cannot be imported\n{place(event['text'])}"
+                return dict.fromkeys(run, Verdict("wrong", "its file cannot be imported", text))
             if event["event"] == "collect":
-                return {name: Verdict("wrong", "its tests cannot start", place(event["text"])) for name in run}
+                return dict.fromkeys(run, Verdict("wrong", "its tests cannot start", place(event["text"])))
             if event["event"] == "start":
                 at = event["test"]
             if event["event"] == "test":
-                tests[asked_for(event["test"], names)].append(event | {"output": output(printed, *event["printed"])})
+                event["output"] = output(printed, *event["printed"])
+                tests[asked_for(event["test"], names)].append(event)
                 at = None
             if event["event"] == "end":
                 return {name: found(name) for name in run}
             if event["event"] in ("silent", "gone"):
-                name = asked_for(at, names) if at else None
-                text = (f"no end after {seconds} seconds: an endless loop?" if event["event"] == "silent" else
-                        f"the process was ended by your code, or crashed (exit code {event['code']}). A kernel that "
-                        "writes outside of an array does that, and so does os._exit")
-                text += "".join(f"\nyour code: {show(path)}:{line}" for line in hung_at(hangs, path))
-                if name is None:
-                    return {name: Verdict("wrong", "its file cannot be imported", text) for name in run}
-                before = run[:run.index(name)]
-                return {n: found(n) for n in before} | {name: Verdict("wrong", "does not end", f"{at}\n{text}")}
+                lines = hung_at(hangs, path)
+                hung = event["event"] == "silent" or lines is not None
+                text = f"it does not end within {seconds} seconds: an endless loop?" if hung else \
+                    (f"it ended the process, or crashed it (exit code {event['code']}): by os._exit, or by a "
+                     "kernel that writes outside of an array")
+                text += "".join(f"\nyour code: {show(path)}:{line}" for line in (lines or [])[:1])
+                if at is None:
+                    return dict.fromkeys(run, Verdict("wrong", "its file cannot be imported", text))
+                name = asked_for(at, names)
+                note = "does not end" if hung else "ends the process"
+                before = {other: found(other) for other in run[:run.index(name)]}
+                return before | {name: Verdict("wrong", note, f"{at}\n{text}")}
     raise AssertionError("a process ended without saying so")
 
 
 def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; the last is end, silent or gone
     word = secrets.token_hex(16)
-    orders = {"word": word, "path": str(path), "file": file, "names": names, "run": run, "seconds": seconds - 1,
-              "printed": str(printed), "hangs": str(hangs)}
+    orders = {"word": word, "path": str(path), "file": file, "names": names, "run": run,
+              "seconds": seconds, "printed": str(printed), "hangs": str(hangs)}
     environment = dict(os.environ, PYTHONHASHSEED="0")
-    if file.startswith("kernels"):  # its own folder: Numba's is keyed by one file, and inlines functions of others
+    if file.startswith("kernels"):  # compiled code of its own: the reference's must not mix with it
         kernels = "".join(sorted(read(other) for other in path.parents[2].rglob("kernels/**/*.py")))
         environment |= {"NUMBA_BOUNDSCHECK": "1",
                         "NUMBA_CACHE_DIR": str(path.parents[2] / "compiled" / digest(kernels))}
@@ -145,7 +151,7 @@ def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; th
         process.stdin.close()
         while True:
             try:
-                line = lines.get(timeout=seconds)
+                line = lines.get(timeout=seconds + 5)
             except queue.Empty:
                 yield {"event": "silent"}
                 return
@@ -182,9 +188,9 @@ def output(printed, start, end, most=600):
     return "\nit printed:\n" + "\n".join(f"  | {line}" for line in text.splitlines()) + more
 
 
-def hung_at(hangs, path):  # -> the line of the learner's file at which it hung, if that is known
+def hung_at(hangs, path):  # -> lines of the learner's file, innermost first; None if it did not hang
     text = hangs.read_text(errors="replace") if hangs.exists() else ""
-    return re.findall(rf'File "{re.escape(str(path))}", line (\d+)', text)[:1]
+    return re.findall(rf'File "{re.escape(str(path))}", line (\d+)', text) if "Timeout" in text else None
 
 
 def report(lesson, exercises, verdicts):
@@ -205,13 +211,15 @@ def report(lesson, exercises, verdicts):
         return True
     following = first or next(name for name in left if verdicts[name].state == "to do")
     path = mine(lesson, exercises[following].file)
-    node = None
-    try:
-        node = functions(read(path)).get(following)
-    except SyntaxError:
-        pass
-    print(f"\nNext: {following}, {show(path)}{f':{node.lineno}' if node else ''}. A hint: make hint {int(lesson)}")
+    print(f"\nNext: {following}, {show(path)}{line_of(path, following)}. A hint: make hint {int(lesson)}")
     return False
+
+
+def line_of(path, name):  # -> ":21", or nothing if it cannot be found
+    try:
+        return f":{functions(read(path))[name].lineno}"
+    except (SyntaxError, KeyError):
+        return ""
 
 
 def keep(lesson, exercises, verdicts):

@@ -21,7 +21,7 @@ def lesson_of(which):  # "12", "attention" -> "12", {name: Exercise}
     number, name = find(which)
     lesson = f"{number:02d}"
     if lesson not in sheet():
-        raise InputError(f"lesson {number}, {name}, has no exercises. These have: {', '.join(map(str, map(int, sheet())))}")
+        raise InputError(f"lesson {number}, {name}, has no exercises. make progress lists those that have")
     return lesson, sheet()[lesson]
 
 
@@ -38,10 +38,11 @@ def exercise(which="", fresh=""):
     print("\nWrite, in this order:")
     for file, todo in files_of(exercises).items():
         if mine(lesson, file) in written:
+            print(f"  {show(mine(lesson, file))}")
             nodes = functions(reference(file))
             for name, entry in todo.items():
                 n = lines_of_code(nodes[name].body[1 + entry.keep:])
-                print(f"  {name:28} about {n:2} line{'s' * (n > 1)}   {show(mine(lesson, file))}")
+                print(f"    {name:26} about {n} line{'s' * (n > 1)}")
     print(f"\nThen: make check {int(lesson)}, as often as you like. Stuck? make hint {int(lesson)}")
     return 0
 
@@ -59,7 +60,7 @@ def check(which="", scope=""):
 
 def hint(which=""):
     lesson, exercises = begun(which)
-    done = set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+    done = all_finished(lesson, exercises)
     name = next((name for name in exercises if name not in done), None)
     if name is None:
         print(f"Lesson {int(lesson)} is done. make solution {int(lesson)} compares yours with the reference.")
@@ -88,44 +89,46 @@ def watch(which="", scope=""):
             if sys.stdout.isatty():
                 print("\033[2J\033[H", end="")
             print(f"{time.strftime('%H:%M:%S')}  watching lesson {int(lesson)}; Ctrl-C ends it\n", flush=True)
-            subprocess.run([sys.executable, "-m", "tests", "check", lesson, *([scope] if scope else [])])
+            subprocess.run([sys.executable, "-m", "tests", "check", lesson, *scope.split()], check=False)
             before = now
         time.sleep(0.3)
 
 
 def progress():
-    following = None
+    from lessons.__main__ import lessons
+
+    names, following = {f"{number:02d}": name for number, name, _ in lessons()}, None
     for lesson, exercises in sheet().items():
-        done = set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
-        hints = sum(workbook.of(lesson, "hints").values())
-        name = next(file for file in files_of(exercises)).split("_", 1)[1].removesuffix(".py")
-        bar = "#" * len(done) + "." * (len(exercises) - len(done))
-        print(f"{int(lesson):3} {name:12} {bar:16} {len(done):2} of {len(exercises):2}"
-              + (f"   {hints} hint{'s' * (hints > 1)}" if hints else ""))
-        if following is None and len(done) < len(exercises):
-            following = lesson
+        done, hints = len(all_finished(lesson, exercises)), sum(workbook.of(lesson, "hints").values())
+        bar = "#" * done + "." * (len(exercises) - done)
+        read_hints = f"   {hints} hint{'s' * (hints > 1)}" if hints else ""
+        print(f"{int(lesson):3} {names[lesson]:12} {bar:16} {done:2} of {len(exercises):2}{read_hints}")
+        if done < len(exercises):
+            following = following or lesson
     if following:
-        started = mine(following, next(iter(files_of(sheet()[following])))).exists()
-        print(f"\nGo on: make {'check' if started else 'exercise'} {int(following)}")
+        begun = any(mine(following, file).exists() for file in files_of(sheet()[following]))
+        print(f"\nGo on: make {'check' if begun else 'exercise'} {int(following)}")
     else:
         print("\nEverything is done: make train MINE=1 trains a GPT on what you wrote.")
     return 0
 
 
+def all_finished(lesson, exercises):
+    return set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+
+
 def solution(which=""):
     lesson, exercises = begun(which)
-    for file, todo in files_of(exercises).items():
-        left = [name for name in todo if name not in workbook.finished(lesson, file, todo)]
-        if left:
-            raise InputError(f"{left[0]} is not done: finish it (make check {int(lesson)}), or ask for a hint "
-                             f"(make hint {int(lesson)}). The solution is for comparing")
-    for file, todo in files_of(exercises).items():
-        for name in todo:
-            yours, ours = text_of(read(mine(lesson, file)), name), text_of(reference(file), name)
-            print(f"---- {name}: " + ("the same as the reference" if yours == ours else "- yours, + the reference"))
-            if yours != ours:
-                lines = difflib.unified_diff(yours.splitlines(), ours.splitlines(), lineterm="", n=2)
-                print("\n".join(line for line in lines if not line.startswith(("---", "+++", "@@"))))
+    left = [name for name in exercises if name not in all_finished(lesson, exercises)]
+    if left:
+        raise InputError(f"{left[0]} is not done: make check {int(lesson)} says what is missing, make hint "
+                         f"{int(lesson)} helps. The solution is there to compare with, once all are done")
+    for name, entry in exercises.items():
+        yours, ours = text_of(read(mine(lesson, entry.file)), name), text_of(reference(entry.file), name)
+        print(f"---- {name}: {'the same as the reference' if yours == ours else '- yours, + the reference'}")
+        if yours != ours:
+            lines = difflib.unified_diff(yours.splitlines(), ours.splitlines(), lineterm="", n=2)
+            print("\n".join(line for line in lines if not line.startswith(("---", "+++", "@@"))))
     return 0
 
 
@@ -133,7 +136,7 @@ def use_mine():
     """The environment in which the learner's finished functions stand in place of the reference's."""
     folder, lines = workbook.my_course(sheet())
     if not lines:
-        raise InputError("nothing of yours is finished yet, so there is nothing to use: make exercise 5, and make check 5")
+        raise InputError("nothing of yours is finished yet, so there is nothing to use: make exercise 5")
     print("Runs with your functions; all others are the reference's:\n" + "\n".join(lines) + "\n", flush=True)
     os.environ["LESSONS_PATH"] = str(folder)
     os.environ["NUMBA_CACHE_DIR"] = str(folder / "compiled")
@@ -142,6 +145,6 @@ def use_mine():
 def run_mine(*arguments):
     """python -m lessons ..., on the learner's code."""
     use_mine()
-    return subprocess.run([sys.executable, "-m", "lessons", *arguments], cwd=ROOT).returncode
+    return subprocess.run([sys.executable, "-m", "lessons", *arguments], cwd=ROOT, check=False).returncode
 
 

@@ -6,13 +6,14 @@ import functools
 import textwrap
 import tomllib
 
-from tests.exercises.sheet import ROOT, functions, has_docstring, text_of
+from tests.exercises.sheet import ROOT, has_docstring, text_of
 
-OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
-         ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And}
-CALLED = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "maximum": "minimum", "minimum": "maximum",
-          "argmax": "argmin", "argmin": "argmax", "zeros": "ones", "exp": "expm1", "log": "log1p"}
-DROPPED = ("swapaxes", "transpose", "astype", "f32", "float", "int", "copy")  # calls that hand their value on
+OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
+         ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And}
+CALLED = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "maximum": "minimum",
+          "minimum": "maximum", "argmax": "argmin", "argmin": "argmax", "zeros": "ones", "exp": "expm1",
+          "log": "log1p"}
+DROPPED = "swapaxes", "transpose", "astype", "f32", "float", "int", "copy", "reversed"  # f(x) becomes x
 ANSWERS = ("none", "zeros", "negative", "double", "nan")
 
 
@@ -23,26 +24,26 @@ def by_hand():
 
 
 @functools.cache
-def survivors():  # -> {"12": {"flash_attention": {mutant: why}}}
+def no_mistakes():
     with open(ROOT / "tests/survivors.toml", "rb") as file:
-        return {lesson: {name: {entry["mutant"]: entry["why"] for entry in entries}
-                         for name, entries in names.items()} for lesson, names in tomllib.load(file).items()}
+        return tomllib.load(file)
+
+
+def survivors(lesson, name):  # -> {mutant: why it is no mistake}
+    return {entry["mutant"]: entry["why"] for entry in no_mistakes().get(lesson, {}).get(name, [])}
 
 
 def hand_made(exercise, source):  # -> [(what was changed, the function's text)]
     """ValueError unless what is to be replaced stands exactly once in the function, docstring aside."""
-    made = []
-    node, text = functions(source)[exercise.name], text_of(source, exercise.name)
-    if has_docstring(node):
-        code = text.index('"""', text.index('"""') + 3) + 3
-    else:
-        code = 0
+    text, made = text_of(source, exercise.name), []
+    start = text.index('"""', text.index('"""') + 3) + 3  # behind the docstring
     for entry in by_hand().get(exercise.lesson, {}).get(exercise.name, []):
         find, put = entry["find"], entry["put"]
-        if text.count(find, code) != 1 or find == put:
-            raise ValueError(f"mutants.toml, {exercise.lesson}.{exercise.name}: {find!r} stands "
-                             f"{text.count(find, code)} times in its code, and must stand there once")
-        made.append((f"{find} -> {put}", textwrap.dedent(text[:code] + text[code:].replace(find, put))))
+        if text.count(find, start) != 1 or find == put:
+            raise ValueError(f"mutants.toml, {exercise.lesson}.{exercise.name}: {find!r} must stand once in "
+                             f"its code (it does {text.count(find, start)} times), and `put` differ from it")
+        mutant = text[:start] + text[start:].replace(find, put)
+        made.append((f"{find} -> {put}", textwrap.dedent(mutant)))
     return made
 
 
@@ -56,7 +57,8 @@ def general(exercise, source):  # -> [(what was changed, the function's text)], 
             text = ast.unparse(tree)
             if text not in seen:
                 seen.add(text)
-                made.append((change, text))
+                place = 1 + sum(label.split("  at place")[0] == change for label, _ in made)
+                made.append((f"{change}  at place {place}" if place > 1 else change, text))
     return made
 
 
@@ -84,7 +86,7 @@ def replace(parent, old, new):
 
 
 def variants(node, parent, name):
-    """The wrong nodes that a learner might have written in place of this one, in the function of this name."""
+    """The wrong nodes that a learner of this function might have written in place of this one."""
     match node:
         case ast.BinOp(left, ast.Add() | ast.Sub() as op, right):
             yield ast.BinOp(left, OTHER[type(op)](), right)
@@ -118,16 +120,18 @@ def variants(node, parent, name):
         case ast.Call(ast.Name("range"), [*before, stop], []):
             for op in ast.Sub(), ast.Add():
                 yield ast.Call(node.func, [*before, ast.BinOp(stop, op, ast.Constant(1))], [])
-        case ast.Call(ast.Attribute(value, name), arguments) if name in DROPPED and not isinstance(parent, ast.Expr):
-            yield arguments[0] if isinstance(value, ast.Name) and value.id == "np" and arguments else value
-        case ast.Call(ast.Name(name), [value]) if name in DROPPED:
+        case ast.Call(ast.Attribute(ast.Name("np"), called), [value, *_]) if called in DROPPED:
+            yield value
+        case ast.Call(ast.Attribute(value, called)) if called in DROPPED and not isinstance(parent, ast.Expr):
+            yield value
+        case ast.Call(ast.Name(called), [value]) if called in DROPPED:
             yield value
         case ast.Attribute(value, "T"):
             yield value
-        case ast.Attribute(value, name) if name in CALLED and isinstance(parent, ast.Call):
-            yield ast.Attribute(value, CALLED[name])
-        case ast.Name("max" | "min" as name) if isinstance(parent, ast.Call):
-            yield ast.Name(CALLED[name])
+        case ast.Attribute(value, called) if called in CALLED and isinstance(parent, ast.Call):
+            yield ast.Attribute(value, CALLED[called])
+        case ast.Name("max" | "min" as called) if isinstance(parent, ast.Call):
+            yield ast.Name(CALLED[called])
         case ast.Slice(lower, upper, step):
             if lower:
                 yield ast.Slice(ast.BinOp(lower, ast.Add(), ast.Constant(1)), upper, step)
@@ -142,7 +146,7 @@ def variants(node, parent, name):
             yield ast.Pass()
         case ast.Return(ast.Tuple(elements)):
             yield ast.Return(ast.Constant(None))
-            # What forward keeps for backward is the learner's own affair, unless a test of forward looks at it.
+            # What a forward keeps for its backward is the learner's own affair.
             for i, element in enumerate(elements[:1] if name.endswith("_forward") else elements):
                 for answer in ANSWERS:
                     wrong = ast.Call(ast.Name(f"answer_{answer}"), [element], [])

@@ -1,24 +1,27 @@
 """What an answer may not do, found by reading it before it runs.
 
-An answer is to be written with what the lesson has. Importing the reference, or reaching for the checker, is no
-answer; a file that does is not run, and its line is named. This stops what a learner would try and what slips
-in by accident. It is no prison: a class's unknown files belong in a container.
+An answer is written with what the lesson has. Importing the reference or reaching for the checker is none: a
+file that does it is not run, and its line is named. This stops what a learner would try, and what slips in by
+accident. It is no prison: a class's unknown files belong in a container.
 """
 import ast
 
 from tests.exercises.sheet import module_name
 
 ALWAYS = {"math", "numpy", "numba", "itertools", "functools", "collections", "typing", "heapq", "operator"}
-NAMES = {"exec": "runs text", "eval": "runs text", "compile": "runs text", "__import__": "imports by a back door",
-         "open": "opens files", "globals": "reaches behind the function", "vars": "reaches behind the function",
-         "setattr": "changes other objects", "delattr": "changes other objects", "input": "waits for a keyboard",
-         "__builtins__": "reaches behind the function", "__loader__": "reaches behind the function",
-         "__spec__": "reaches behind the function"}
-ATTRIBUTES = {"__globals__", "__code__", "__dict__", "__builtins__", "__subclasses__", "__closure__", "__class__",
-              "__bases__", "__mro__", "f_back", "f_locals", "f_globals", "f_builtins", "tb_frame", "gi_frame",
-              "sys", "os", "builtins", "modules", "ctypes", "ctypeslib", "importlib", "testing", "tofile"}
-METHODS = {"__init__", "__call__", "__repr__", "__str__", "__len__", "__iter__", "__getitem__", "__enter__",
-           "__exit__", "__post_init__"}
+BEHIND = "reaches behind the function"
+NAMES = {
+    "exec": "runs text", "eval": "runs text", "compile": "runs text", "open": "opens files",
+    "__import__": "imports by a back door", "input": "waits for a keyboard",
+    "setattr": "changes other objects", "delattr": "changes other objects", "globals": BEHIND, "vars": BEHIND,
+    "__builtins__": BEHIND, "__loader__": BEHIND, "__spec__": BEHIND}
+ATTRIBUTES = {
+    "__globals__", "__code__", "__dict__", "__builtins__", "__subclasses__", "__closure__", "__class__",
+    "__bases__", "__mro__", "f_back", "f_locals", "f_globals", "f_builtins", "tb_frame", "gi_frame", "sys",
+    "os", "builtins", "modules", "ctypes", "ctypeslib", "importlib", "testing", "tofile"}
+METHODS = {
+    "__init__", "__call__", "__repr__", "__str__", "__len__", "__iter__", "__getitem__", "__enter__",
+    "__exit__", "__post_init__"}
 
 
 def broken(source, reference, file):  # -> (line number, what it does) or None
@@ -38,11 +41,13 @@ def uses(tree, file):  # yields (what, line number, what is wrong with it)
                 modules.add(alias.asname or alias.name.split(".")[0])
                 yield from imported(alias.name, line, own)
         elif isinstance(node, ast.ImportFrom):
-            modules.update(alias.asname or alias.name for alias in node.names if node.module in ("lessons", "kernels"))
             module = "." * node.level + (node.module or "")
-            for alias in node.names:
-                whole = f"{module}.{alias.name}"
-                yield from imported(whole if module in ("lessons", "kernels", "kernels.cpu") else module, line, own)
+            if module in ("lessons", "kernels", "kernels.cpu"):  # its names are modules
+                for alias in node.names:
+                    modules.add(alias.asname or alias.name)
+                    yield from imported(f"{module}.{alias.name}", line, own)
+            else:
+                yield from imported(module, line, own)
         elif isinstance(node, ast.Name) and node.id in NAMES:
             yield node.id, line, f"uses {node.id}, which {NAMES[node.id]}"
         elif isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:

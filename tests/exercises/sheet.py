@@ -31,11 +31,11 @@ def sheet():  # -> {"12": {"attention_forward": Exercise}}, lessons and function
             for number in sorted(lessons)}
 
 
-def files_of(exercises):  # {name: Exercise} -> {file: {name: Exercise}}, the lesson's own file first
+def files_of(exercises):  # {name: Exercise} -> {file: {name: Exercise}}
     found = {}
     for name, exercise in exercises.items():
         found.setdefault(exercise.file, {})[name] = exercise
-    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("lessons/l")))
+    return found
 
 
 def module_name(file):
@@ -46,14 +46,12 @@ def module_name(file):
     return file.removesuffix(".py").replace("/", ".")
 
 
-def test_file(file):
+def file_of_tests(file):
     """
-    >>> test_file("kernels/cpu/attention.py"), test_file("lessons/l12_attention.py")
+    >>> file_of_tests("kernels/cpu/attention.py"), file_of_tests("lessons/l12_attention.py")
     ('tests/test_cpu_attention.py', 'tests/test_l12_attention.py')
     """
-    folder, name = file.rsplit("/", 1)
-    return f"tests/test_{folder.removeprefix('kernels').strip('/')}_{name}" if folder.startswith("kernels") \
-        else f"tests/test_{name}"
+    return "tests/test_" + file.removeprefix("lessons/").removeprefix("kernels/").replace("/", "_")
 
 
 def asked_for(test, names):

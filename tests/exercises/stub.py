@@ -5,8 +5,8 @@ from tests.exercises.sheet import first_line, functions, has_docstring
 
 
 def blank(source, exercises):  # text, {name: Exercise} -> text
-    """The body of each exercise is taken out. Decorators, signature, docstring and the first `keep` statements
-    stay; comments between the others go, they are part of the answer."""
+    """The body of each exercise is taken out. Decorators, signature, docstring and the first `keep`
+    statements stay; comments between the others go, they are part of the answer."""
     lines, nodes = source.splitlines(keepends=True), functions(source)
     for name in sorted(exercises, key=lambda name: -nodes[name].lineno):  # from the end: line numbers hold
         node, exercise = nodes[name], exercises[name]
@@ -43,6 +43,7 @@ def pieces(source):  # -> {"attention_forward": text, "import": text, ...}
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
         name = getattr(node, "name", None) or " ".join(ast.unparse(node).split())[:40]
-        text = lines[first_line(node) - 1 if hasattr(node, "decorator_list") else node.lineno - 1:node.end_lineno]
+        start = first_line(node) if hasattr(node, "decorator_list") else node.lineno
+        text = lines[start - 1:node.end_lineno]
         found[name] = "\n".join(line for line in text if "# TODO: about" not in line)
     return found

@@ -5,11 +5,12 @@ overwritten but progress.json and what this program itself made.
 import hashlib
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 from lessons.errors import InputError
-from tests.exercises.sheet import ROOT, files_of, functions, text_of
+from tests.exercises.sheet import ROOT, files_of, first_line, functions, text_of
 from tests.exercises.stub import blank, pieces
 
 WORKBOOK = Path(os.environ.get("WORKBOOK") or ROOT / "workbook")
@@ -82,7 +83,7 @@ def write(path, text):
     os.replace(new, path)
 
 
-def finished(lesson, file, exercises):  # -> the names whose last check was good, and that are as they were then
+def finished(lesson, file, exercises):  # -> names: their last check was good, and they are as they were then
     path, done = mine(lesson, file), of(lesson, "done")
     if not path.exists():
         return set()
@@ -101,13 +102,13 @@ def start(lesson, exercises, fresh):
     there = [path for path in paths.values() if path.exists()]
     if len(there) == len(paths) and not fresh:
         raise InputError(f"{show(there[0])} is there already, and stays as it is. To go on: make check "
-                         f"{int(lesson)}. To start over: make exercise {int(lesson)} FRESH=1 (keeps the old one)")
+                         f"{int(lesson)}. To start over: make exercise {int(lesson)} FRESH=1, which keeps it")
     written, stubs = [], of(lesson, "stubs")
     for file, path in paths.items():
         if path.exists() and not fresh:
             continue  # one of several was deleted: it alone comes back
         if path.exists():
-            old = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.old")
+            old = free(path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.old"))
             os.replace(path, old)
             print(f"kept   {show(old)}")
         stub = blank(reference(file), files_of(exercises)[file])
@@ -117,6 +118,12 @@ def start(lesson, exercises, fresh):
         print(f"wrote  {show(path)}")
     remember(lesson, stubs=stubs)
     return written
+
+
+def free(path):
+    while path.exists():
+        path = path.with_name(path.name.removesuffix(".old") + "x.old")
+    return path
 
 
 def updated(lesson, exercises):  # yields a line for each file whose lesson changed after `make exercise`
@@ -133,10 +140,10 @@ def updated(lesson, exercises):  # yields a line for each file whose lesson chan
             write(beside, stub)
             stubs = {**stubs, file: now}
             remember(lesson, stubs=stubs)
-            yield (f"The course has a newer {file}: {', '.join(changed)} changed. Your file stays as it is; the new "
-                   f"stub is beside it, {show(beside)}. Take over what you need, then delete it.")
+            yield (f"The course has a newer {file}: {', '.join(changed)} changed. Your file stays as it is; "
+                   f"the new stub is beside it, {show(beside)}. Take what you need, then delete it.")
         elif beside.exists():
-            yield f"{show(beside)} still waits for you: the newer stub. Take over what you need, then delete it."
+            yield f"{show(beside)}, the newer stub, still waits for you. Take what you need, then delete it."
 
 
 # ---- MINE=1 -----------------------------------------------------------------------------------------------
@@ -161,7 +168,6 @@ def my_course(sheet):  # -> folder for LESSONS_PATH, [a line for each file that 
             write(path, text)
             changed = True
     if changed:  # Numba does not notice that a function of another file changed which it had built in
-        import shutil
         shutil.rmtree(folder / "compiled", ignore_errors=True)
     return folder, lines
 
@@ -170,7 +176,6 @@ def filled(source, right, names):
     """A learner's file in which the named functions are the reference's. Its helpers and imports stay."""
     lines = source.splitlines(keepends=True)
     nodes, solutions = functions(source), functions(right)
-    from tests.exercises.sheet import first_line
     for name in sorted((name for name in names if name in nodes), key=lambda name: -nodes[name].lineno):
         lines[first_line(nodes[name]) - 1:nodes[name].end_lineno] = [text_of(right, name)]
     gone = [name for name in solutions if name in names and name not in nodes]
