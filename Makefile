@@ -8,7 +8,7 @@
 # make check 12     is it right? make watch 12 checks at every save
 # make hint 12      a hint, each time a stronger one
 # make solution 12  once all is right: yours beside the reference's
-# make progress     how far you are; MINE=1 after lesson, check, train: on what you wrote
+# make progress     how far you are. With MINE=1, lesson, check, train and generate run what you wrote
 #
 # make test         run the tests
 # make bench        compare the speed with PyTorch and others; installs them first

@@ -127,7 +127,7 @@ def test_another_signature_and_a_function_that_is_gone_are_named(tmp_path):
     ("(lambda: 0).__globals__.clear()", "reaches for .__globals__"),
     ("try: 1 / 0\nexcept Exception as e: e.__traceback__.tb_frame", "reaches for .tb_frame"),
     ("class Yes:\n    def __eq__(self, other): return True", "defines __eq__"),
-    ("class Yes(np.ndarray):\n    def __array_ufunc__(self, *a, **k): return self", "defines __array_ufunc__"),
+    ("class Yes(np.ndarray):\n    def __array_ufunc__(self, *a): return self", "defines __array_ufunc__"),
     ("Yes = type('Yes', (), {'__eq__': lambda *a: True})", "makes a class by type(...)"),
 ])
 def test_what_an_answer_may_not_do_is_named_with_its_line(text, said):

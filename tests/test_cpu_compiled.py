@@ -90,7 +90,8 @@ def test_largest_of_infinities():
 
 def test_largest_puts_a_nan_above_or_below_all_by_its_sign_bit():
     above, below = np.array([0x7FC00000, 0xFFC00000], np.uint32).view(f32)
-    assert np.isnan(largest_of([1, above, np.inf])), "a NaN without a sign counts as above inf"
+    got = largest_of([1, above, np.inf])
+    assert np.isnan(got), f"largest of 1, NaN, inf: got {got}, expected NaN: compare x.view(i32), not x"
     assert_close(largest_of([below, -np.inf, below]), -np.inf, "largest of -NaN, -inf, -NaN")
 
 

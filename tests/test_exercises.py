@@ -16,10 +16,10 @@ from tests.exercises.sheet import (
     ROOT,
     Exercise,
     asked_for,
+    file_of_tests,
     files_of,
     functions,
     sheet,
-    file_of_tests,
     text_of,
 )
 from tests.exercises.stub import blank, signature
@@ -110,7 +110,7 @@ def test_a_file_of_tests_stands_by_itself(lesson, file):
             if file.startswith("kernels"):
                 assert not later, f"{file_of_tests(file)} imports {name}: a kernel's oracle is not the lesson"
             else:
-                assert not name.startswith("kernels"), f"{file_of_tests(file)} imports {name}: it has its own tests"
+                assert not name.startswith("kernels"), f"{file_of_tests(file)} imports {name}: it has own tests"
 
 
 @each
@@ -151,7 +151,7 @@ def test_every_entry_belongs_to_an_exercise_and_every_survivor_is_a_mutant():
     for exercise in ALL:
         made = {mutant for mutant, _ in mutate.general(exercise, workbook.reference(exercise.file))}
         for mutant in mutate.survivors(exercise.lesson, exercise.name):
-            assert mutant in made, f"survivors.toml, {exercise.lesson}.{exercise.name}: no such mutant: {mutant}"
+            assert mutant in made, f"survivors.toml, {exercise.lesson}.{exercise.name}: it has no {mutant}"
 
 
 SOURCE = '''

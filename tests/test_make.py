@@ -36,7 +36,7 @@ esac
 
 @pytest.fixture
 def house(tmp_path):
-    """A folder with the real Makefile, small lessons and a complete .venv; the tools are in ../bin."""
+    """A folder with the real Makefile, small lessons, a small tests/ and a complete .venv; tools in ../bin."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in TOOLS:
@@ -49,6 +49,8 @@ def house(tmp_path):
         shutil.copy(ROOT / name, house / name)
     for name, text in LESSONS.items():
         (house / "lessons" / f"{name}.py").write_text(text)
+    (house / "tests").mkdir()
+    (house / "tests" / "__main__.py").write_text("import sys\nprint('tests', *sys.argv[1:])\n")
     for lock in "requirements.txt", "requirements-bench.txt":
         (house / lock).write_text("# nothing to install\n")
     (house / ".venv" / "bin").mkdir(parents=True)
@@ -90,6 +92,18 @@ def make(house, *words, **more):
     (["lesson", "train"], "training ran\n"),  # the lesson, and not the verb after it
     (["generate"], "generation ran --model out/shakespeare\n"),
     (["generate", "ARGS=--model y"], "generation ran --model out/shakespeare --model y\n"),
+    (["exercise", "12"], "tests exercise 12\n"),
+    (["exercise", "attention", "FRESH=1"], "tests exercise attention fresh\n"),
+    (["check", "12"], "tests check 12\n"),
+    (["check", "N=12", "MINE=1"], "tests check 12 mine\n"),
+    (["watch", "12"], "tests watch 12\n"),
+    (["hint", "12"], "tests hint 12\n"),
+    (["solution", "12"], "tests solution 12\n"),
+    (["check"], "tests check\n"),
+    (["progress"], "tests progress\n"),
+    (["lesson", "12", "MINE=1"], "tests mine 12\n"),
+    (["train", "MINE=1", "ARGS=--steps 9"], "tests mine training --steps 9\n"),
+    (["generate", "MINE=1"], "tests mine generation --model out/shakespeare\n"),
 ])
 def test_a_verb_does_its_work_and_says_nothing_else(house, words, output):
     (house / "12").touch()  # a file with the name of a word must do no harm
@@ -103,6 +117,8 @@ def test_a_verb_does_its_work_and_says_nothing_else(house, words, output):
     (["lesson", "tr"], "'tr' fits several lessons: 18 training, 23 translation."),
     (["lesson", "2", "ARGS=--steps 9"], "Lesson 2 takes no options: --steps 9"),
     (["lesson", "1", "2"], "one lesson at a time: make lesson 1"),
+    (["check", "12", "13"], "one lesson at a time: make check 12"),
+    (["hint", "12", "MIN=1"], "nothing here is called MIN. Options go into ARGS: "),
     (["12"], "there is no verb '12'; make lists them"),
     (["train", "5"], "there is no verb '5'; make lists them"),
     (["train", "STEPS=9"], "nothing here is called STEPS. Options go into ARGS: "),
@@ -118,7 +134,8 @@ def test_make_lists_the_verbs_and_the_lessons_without_an_environment(house):
     shutil.rmtree(house / ".venv")
     code, output, errors = make(house)
     assert (code, errors) == (0, "") and not (house / ".venv").exists()
-    for verb in "lesson 12", "train", "generate", "test", "bench", "clean":
+    for verb in ("lesson 12", "exercise 12", "check 12", "hint 12", "solution 12", "progress", "train",
+                 "generate", "test", "bench", "clean"):
         assert re.search(rf"^  make {verb} +\w+", output, re.MULTILINE), verb
     assert output.endswith("The lessons are:\n"
                            "   2  ngrams          How far does it get us?\n"

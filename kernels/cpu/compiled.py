@@ -35,8 +35,8 @@ def exp(x):  # float32 -> float32
         exp(x) = 2^n exp(r)             exp(r) = 1 + r + E2 r^2 + E3 r^3 + E4 r^4 + E5 r^5 + E6 r^6
 
     2^n needs no power: it is the float32 whose bits are those of the int32 (n + 127) << 23, for in bits 23 to
-    30 a float32 keeps its exponent + 127. i32(...).view(f32) reads the bits of an int as a float's; the i32 is
-    needed, since compiled << and ^ make an int64 of an int32.
+    30 a float32 keeps its exponent + 127. i32(...).view(f32) reads an int's bits as those of a float; i32 is
+    needed, since a compiled << or ^ makes an int64 of an int32.
 
     Below -87 and above 88 the nearest of the two is taken, so exp(-inf) is 2e-38 and not 0; NaN stays NaN.
     np.floor stays in float32; math.floor would return an int64 and stop vectorisation. The relative error is
@@ -58,6 +58,7 @@ def largest(x):  # (n,) -> float32
 
     bits >> 31 is 0 or -1, all ones: with it there is no `if`. The largest is flipped back in the same way,
     and read as a float by i32(...).view(f32), as in exp.
+
     A NaN counts as above +inf or below -inf, by its sign bit: look for NaN in what is computed from x, not in
     the result.
     """

@@ -10,7 +10,7 @@ import os
 import sys
 
 from tests.exercises.messages import MEMORY, PRINTED, said
-from tests.exercises.sheet import asked_for, module_name, file_of_tests
+from tests.exercises.sheet import asked_for, file_of_tests, module_name
 
 TRUSTED = ("numpy", "math", "operator", "builtins", "tests.close", "tests.guesses", "tests.test_",
            "_pytest.python_api")

@@ -17,12 +17,12 @@ from tests.exercises.mutate import ANSWERS, general, hand_made
 from tests.exercises.sheet import (
     ROOT,
     asked_for,
+    file_of_tests,
     files_of,
     first_line,
     functions,
     module_name,
     sheet,
-    file_of_tests,
     text_of,
 )
 from tests.exercises.stub import blank
@@ -62,7 +62,7 @@ class Worker:
     def try_all(self, exercise, source, items, mutants):
         start = time.monotonic()
         code = outcome(exercise, text_of(source, exercise.name), items, 60)
-        limit = 5 + 10 * (time.monotonic() - start)
+        limit = 2 + 10 * (time.monotonic() - start)
         if not items or code != SURVIVED:
             why = "the right answer fails its tests" if items else "it has no tests"
             return say(exercise, "right", why, killed=False)

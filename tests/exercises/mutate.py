@@ -50,7 +50,7 @@ def hand_made(exercise, source):  # -> [(what was changed, the function's text)]
 def general(exercise, source):  # -> [(what was changed, the function's text)], each text once
     tree = ast.parse(textwrap.dedent(text_of(source, exercise.name)))
     function = tree.body[0]
-    body = function.body[1:] if has_docstring(function) else function.body
+    body = function.body[has_docstring(function) + exercise.keep:]
     made, seen = [], {ast.unparse(tree)}
     for statement in body:
         for change in changes(statement, function, exercise.name):
