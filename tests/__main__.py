@@ -10,6 +10,7 @@ python -m tests mine 18 --steps 9     python -m lessons 18 --steps 9, on your ow
 python -m tests report FOLDER...      a class's workbooks: checks them all, writes one CSV
 python -m tests mutants [12 ...]      do the tests notice mistakes?
 """
+import os
 import sys
 
 from lessons.__main__ import takes
@@ -17,6 +18,9 @@ from lessons.errors import InputError
 
 
 def main(verb="", *arguments):
+    if verb == "" or {"-h", "--help"} & {verb, *arguments}:
+        print(__doc__)
+        return 0
     if verb in ("mutants", "report"):
         import importlib
         return importlib.import_module(f"tests.exercises.{verb}").main(*arguments)
@@ -25,8 +29,7 @@ def main(verb="", *arguments):
              "watch": commands.watch, "solution": commands.solution, "progress": commands.progress,
              "mine": commands.run_mine}
     if verb not in verbs:
-        print(__doc__)
-        return 0 if verb in ("", "-h", "--help") else 2
+        raise InputError(f"there is no verb {verb!r}; python -m tests lists them")
     word = {"exercise": "fresh", "check": "mine", "watch": "mine"}.get(verb)
     if not takes(verbs[verb], arguments) or word and arguments[1:] not in ((), (word,)):
         raise InputError(f"{verb} does not take {' '.join(arguments)!r}; python -m tests shows what it takes")
@@ -35,10 +38,14 @@ def main(verb="", *arguments):
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(*sys.argv[1:]))
+        code = main(*sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
     except InputError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough: make progress | head -3
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)

@@ -16,7 +16,8 @@ B, H, D = 2, 2, 3
 C = H * D
 near = {"rtol": 1e-4, "atol": 2e-5}  # what float32 can do
 masks = pytest.mark.parametrize(
-    "causal, lengths", [(False, None), (True, None), (False, [5, 2]), (True, [1, 4])])
+    "causal, lengths", [(False, None), (True, None), (False, [5, 2]), (True, [1, 4])],
+    ids=["no mask", "causal", "padding", "causal and padding"])
 
 
 def normal(*shapes, seed=12):  # float32
@@ -58,6 +59,12 @@ def assert_beyond_is_untouched(x, stripe, name):
         n = end(t, stripe, x.shape[3])
         assert np.isnan(x[:, :, t, n:]).all(), (
             f"query {t} is in a stripe that ends before key {n}, but {name}[:, :, {t}, {n}:] was written")
+
+
+def assert_written(x, name):
+    assert not np.isnan(x).any(), (
+        f"{name} has {np.isnan(x).sum()} NaN: never written, or made of what was never written "
+        "(np.empty gives NaN in this test, and elsewhere whatever lay there before)")
 
 
 @pytest.fixture
@@ -134,11 +141,12 @@ def test_softmax_shows_a_nan_in_its_own_row_only():
 
 
 @masks
-@pytest.mark.parametrize("Tq, Tk", [(4, 6), (5, 5)])
+@pytest.mark.parametrize("Tq, Tk", [(4, 6), (5, 5)], ids=["4 queries, 6 keys", "5 by 5"])
 def test_forward(causal, lengths, Tq, Tk, small_stripes):
     q, k, v = normal((B, H, Tq, D), (B, H, Tk, D), (B, H, Tk, D))
     with unchanged(q=q, k=k, v=v):
         out, _ = cpu.forward(q, k, v, causal, lengths)
+    assert_written(out, "out")
     assert_close(out, attention(q, k, v, visible(Tq, Tk, causal, lengths)), "out", **near, dtype=f32)
 
 
@@ -208,7 +216,8 @@ def numeric_grads(q, k, v, see, dout):
 
 
 @pytest.mark.parametrize("causal, lengths, Tq, stripe", [
-    (False, None, 4, 5), (True, [1, 4], 4, 5), (True, None, 5, 2), (True, [5, 2], 5, 2)])
+    (False, None, 4, 5), (True, [1, 4], 4, 5), (True, None, 5, 2), (True, [5, 2], 5, 2)],
+    ids=["no mask", "one stripe", "three stripes", "three stripes and padding"])
 def test_backward(causal, lengths, Tq, stripe, small_stripes):
     q, k, v, dout = normal((B, H, Tq, D), (B, H, 5, D), (B, H, 5, D), (B, Tq, C))
     see = visible(Tq, 5, causal, lengths)
@@ -220,9 +229,9 @@ def test_backward(causal, lengths, Tq, stripe, small_stripes):
     with unchanged(dout=dout, q=q, k=k, v=v, weights=weights):
         cpu.backward(dout, (q, k, v, weights, stripe), dq, dk, dv)
     want_dq, want_dk, want_dv = numeric_grads(q, k, v, see, dout)
-    assert_close(dv, want_dv, "dv", **near)
-    assert_close(dq, want_dq, "dq", **near)
-    assert_close(dk, want_dk, "dk", **near)
+    for name, got, want in ("dv", dv, want_dv), ("dq", dq, want_dq), ("dk", dk, want_dk):
+        assert_written(got, name)
+        assert_close(got, want, name, **near)
 
 
 # the four operations: what model and lessons call

@@ -26,12 +26,13 @@ NOT_COPIED = ".venv", "out", "workbook", ".git", ".hypothesis", ".pytest_cache",
 QUICK = {"train": "--steps 3", "generate": "--tokens 5", "test": "--collect-only", "bench": "--help"}
 NUMBERED = "lesson", "exercise", "check", "watch", "hint", "solution"
 # With nothing written yet these do not succeed: what they are to say.
-SAYS = {"make check": "to do", "make watch": "to do", "make solution": "is not done",
+SAYS = {"check 1": "to do", "make watch": "to do", "make solution": "is not done",
         "make train MINE": "nothing of yours", "-m tests report": "there is no"}
-WITHOUT_MAKE = {"lessons training": "--help", "lessons generation": "--help", "pytest": "--version",
+WITHOUT_MAKE = {"tests mutants": "--help",
+                "lessons training": "--help", "lessons generation": "--help", "pytest": "--version",
                 "ruff": "--exit-zero"}  # what ruff finds is the business of .ci/run
 WINDOWS_PYTHON = ".venv\\Scripts\\python "
-MADE_LATER = re.compile(r"NN|NAME|^out/|^\.venv$")  # files that a run, a set-up or a reader makes
+MADE_LATER = re.compile(r"NN|NAME|^out/|^workbook/|^\.venv$")  # files that a run, a set-up or a reader makes
 
 
 def read(name):

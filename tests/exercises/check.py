@@ -9,14 +9,17 @@ import os
 import queue
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from lessons.devices import cores
 from tests.exercises import rules, workbook
 from tests.exercises.sheet import ROOT, asked_for, files_of, functions, text_of
 from tests.exercises.stub import is_blank, signature
@@ -33,8 +36,10 @@ class Verdict(NamedTuple):
 
 def check(lesson, exercises, seconds=SECONDS):  # -> {name: Verdict}
     verdicts = {}
-    for file, todo in files_of(exercises).items():
-        verdicts |= check_file(mine(lesson, file), file, todo, seconds)
+    with ThreadPoolExecutor(cores()) as pool:  # they wait for processes, one for each file
+        for found in pool.map(lambda item: check_file(mine(lesson, item[0]), *item, seconds),
+                              files_of(exercises).items()):
+            verdicts |= found
     return {name: verdicts[name] for name in exercises}
 
 
@@ -74,62 +79,67 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
 
 
 def try_file(path, file, names, run, seconds, verdicts):  # -> {name: Verdict}, of some of run at least
-    """One process. It tells of every test that ends; when it falls silent or stops, it is told on."""
-    waits = {name for name, verdict in verdicts.items() if verdict.state == "to do"}
-    tests, ready, at = {name: [] for name in run}, False, None
-
-    def place(text):
-        return text.replace("{path}", show(path)).replace(str(path), show(path))
-
-    def found(name):
-        passed = [test["passed"] for test in tests[name]]
-        if not passed:
-            return Verdict("wrong", "", f"no test of {name} could be run")
-        if all(passed):
-            return Verdict("done", f"{len(passed)} test{'s' * (len(passed) > 1)}")
-        test = next(test for test in tests[name] if not test["passed"])
-        if test["waits"] in waits:
-            return Verdict("waits", f"for {test['waits']}")
-        line = functions(read(path))[name].lineno
-        text = place(test["text"])
-        if "your code:" not in text:
-            text += f"\nyour code: {show(path)}:{line}"
-        return Verdict("wrong", f"{passed.count(False)} of {len(passed)} tests fail",
-                       f"{test['test']}  ({test['file']}:{test['line']})\n{text}{test.get('output', '')}")
-
+    """One process. What counts is what it has told of each test; how it ended decides about the last one."""
+    told, expected, ready, at = {name: [] for name in run}, [], False, None
     with tempfile.TemporaryDirectory() as folder:
         printed, hangs = Path(folder, "printed"), Path(folder, "hangs")
         for event in events(path, file, names, run, seconds, printed, hangs):
-            ready = ready or event["event"] == "ready"
-            if not ready:
-                raise SystemExit("The check itself could not start; it says why above.")
-            if event["event"] == "import":
-                text = f"{show(path)} cannot be imported\n{place(event['text'])}"
-                return dict.fromkeys(run, Verdict("wrong", "its file cannot be imported", text))
-            if event["event"] == "collect":
-                return dict.fromkeys(run, Verdict("wrong", "its tests cannot start", place(event["text"])))
-            if event["event"] == "start":
+            what = event["event"]
+            if what == "ready":
+                ready = True
+            elif what == "collected":
+                expected = event["tests"]
+            elif what == "start":
                 at = event["test"]
-            if event["event"] == "test":
-                event["output"] = output(printed, *event["printed"])
-                tests[asked_for(event["test"], names)].append(event)
+            elif what == "test":
                 at = None
-            if event["event"] == "end":
-                return {name: found(name) for name in run}
-            if event["event"] in ("silent", "gone"):
-                lines = hung_at(hangs, path)
-                hung = event["event"] == "silent" or lines is not None
-                text = f"it does not end within {seconds} seconds: an endless loop?" if hung else \
-                    (f"it ended the process, or crashed it (exit code {event['code']}): by os._exit, or by a "
-                     "kernel that writes outside of an array")
-                text += "".join(f"\nyour code: {show(path)}:{line}" for line in (lines or [])[:1])
-                if at is None:
-                    return dict.fromkeys(run, Verdict("wrong", "its file cannot be imported", text))
-                name = asked_for(at, names)
-                note = "does not end" if hung else "ends the process"
-                before = {other: found(other) for other in run[:run.index(name)]}
-                return before | {name: Verdict("wrong", note, f"{at}\n{text}")}
-    raise AssertionError("a process ended without saying so")
+                event["printed"] = output(printed, *event["printed"])
+                told[asked_for(event["test"], names)].append(event)
+        hung = hung_at(hangs, path) if hangs.exists() else None
+    if not ready:
+        raise SystemExit("The check itself could not start; it says why above.")
+    if what in ("import", "collect") or at is None and what != "end":
+        note = "its file cannot be imported" if what != "collect" else "its tests cannot start"
+        text = event.get("text") or how_it_ended(event, hung, seconds)
+        return dict.fromkeys(run, Verdict("wrong", note, shown(f"{show(path)}: {note}\n{text}", path)))
+    to_do = {name for name, verdict in verdicts.items() if verdict.state == "to do"}
+    if at is None:
+        return {name: judged(name, told[name], expected, names, path, to_do) for name in run}
+    last = asked_for(at, names)
+    before = {name: judged(name, told[name], expected, names, path, to_do) for name in run[:run.index(last)]}
+    note = "does not end" if hung is not None or what == "silent" else "ends the process"
+    return before | {last: Verdict("wrong", note, shown(f"{at}\n{how_it_ended(event, hung, seconds)}", path))}
+
+
+def judged(name, tests, expected, names, path, to_do):  # -> Verdict, of a function whose tests are over
+    failed = [test for test in tests if not test["passed"]]
+    if not failed:
+        wanted = [test for test in expected if asked_for(test, names) == name]
+        if not tests or len(tests) != len(wanted):
+            return Verdict("wrong", "", f"{len(tests)} of {len(wanted)} tests came to their end")
+        return Verdict("done", f"{len(tests)} test{'s' * (len(tests) > 1)}")
+    first = failed[0]
+    if first["waits"] in to_do:
+        return Verdict("waits", f"for {first['waits']}")
+    text = f"{first['test']}  ({first['file']}:{first['line']})\n{first['text']}"
+    if "your code:" not in text:
+        text += f"\nyour code: {{path}}{line_of(path, name)}"
+    note = f"{len(failed)} of {len(tests)} tests fail"
+    return Verdict("wrong", note, shown(text, path) + first["printed"])
+
+
+def how_it_ended(event, hung, seconds):
+    where = f"\nyour code: {{path}}:{hung[0]}" if hung else ""
+    if hung is not None or event["event"] == "silent":
+        return f"it does not end within {seconds} seconds: an endless loop?{where}"
+    if event["event"] == "end":
+        return "it ended the run of the tests"
+    return (f"it ended the process, or crashed it (exit code {event['code']}): by os._exit, or by a kernel "
+            "that writes outside of an array")
+
+
+def shown(text, path):
+    return text.replace("{path}", show(path)).replace(str(path), show(path))
 
 
 def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; the last is end, silent or gone
@@ -138,9 +148,7 @@ def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; th
               "seconds": seconds, "printed": str(printed), "hangs": str(hangs)}
     environment = dict(os.environ, PYTHONHASHSEED="0")
     if file.startswith("kernels"):  # compiled code of its own: the reference's must not mix with it
-        kernels = "".join(sorted(read(other) for other in path.parents[2].rglob("kernels/**/*.py")))
-        environment |= {"NUMBA_BOUNDSCHECK": "1",
-                        "NUMBA_CACHE_DIR": str(path.parents[2] / "compiled" / digest(kernels))}
+        environment |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(compiled(path))}
     process = subprocess.Popen([sys.executable, "-m", "tests.exercises.inside"], cwd=ROOT, env=environment,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
@@ -171,6 +179,18 @@ def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; th
         process.wait()
 
 
+def compiled(path):
+    """Where Numba keeps the code of this very text, and of other kernels of the learner's that it may use
+    (MINE=1): it would not notice that they changed. The code of earlier texts goes."""
+    folder = path.parent / "compiled" / path.stem
+    others = Path(os.environ["LESSONS_PATH"]).rglob("kernels/**/*.py") if "LESSONS_PATH" in os.environ else ()
+    now = folder / digest("".join(map(read, [path, *sorted(others)])))
+    for other in folder.glob("*"):
+        if other != now:
+            shutil.rmtree(other, ignore_errors=True)
+    return now
+
+
 def pour(stream, lines):
     for line in stream:
         lines.put(line)
@@ -189,7 +209,7 @@ def output(printed, start, end, most=600):
 
 
 def hung_at(hangs, path):  # -> lines of the learner's file, innermost first; None if it did not hang
-    text = hangs.read_text(errors="replace") if hangs.exists() else ""
+    text = hangs.read_text(errors="replace")
     return re.findall(rf'File "{re.escape(str(path))}", line (\d+)', text) if "Timeout" in text else None
 
 

@@ -125,6 +125,7 @@ class Reporter:
         items[:] = sorted((item for item in items if about[item] in self.orders["run"]),
                           key=lambda item: names.index(about[item]))
         self.guard.look()
+        self.tell("collected", tests=[item.location[2] for item in items])
         self.inputs = [(name, array, array.tobytes()) for name, array in arrays_of_tests()]
 
     def pytest_collectreport(self, report):

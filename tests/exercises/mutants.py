@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from lessons.devices import cores
+from lessons.errors import InputError
 from tests.exercises.mutate import survivors
 from tests.exercises.sheet import ROOT, files_of, sheet
 
@@ -23,6 +24,9 @@ PARTS = 4  # of a file's general mutants: small jobs, so that all cores end toge
 def main(*numbers):
     """Print what is killed and what survives. Returns the exit code: 0 if nothing unexpected survives."""
     start = time.monotonic()
+    for number in numbers:
+        if not number.isdecimal() or f"{int(number):02d}" not in sheet():
+            raise InputError(f"there are no exercises for lesson {number!r}; make progress lists them")
     lessons = [f"{int(number):02d}" for number in numbers] or list(sheet())
     jobs = [(lesson, file, *job) for lesson in lessons for file in files_of(sheet()[lesson])
             for job in [("hand", 0), *(("general", part) for part in range(PARTS))]]
