@@ -15,14 +15,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from lessons.devices import cores
+from lessons.errors import InputError
 from tests.exercises import rules, workbook
 from tests.exercises.sheet import ROOT, asked_for, files_of, functions, text_of
-from tests.exercises.stub import is_blank, signature
+from tests.exercises.stub import blank, is_blank, signature
 from tests.exercises.workbook import digest, mine, read, reference, show
 
 SECONDS = 20  # that one test may take; the slowest of ours takes less than 2
@@ -49,14 +51,15 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
 
     if not path.exists():
         return {name: Verdict("to do", "its file is not there") for name in todo}
-    source, right = read(path), reference(file)
     try:
-        nodes = functions(source)
+        source, right = read(path), reference(file)
+        nodes, found = functions(source), rules.broken(source, right, file)
     except SyntaxError as error:
-        line = (error.text or "").rstrip("\n")
-        caret = " " * ((error.offset or 1) - 1) + "^"
-        return all_wrong(f"{show(path)}:{error.lineno}: {error.msg}\n    {line}\n    {caret}")
-    if found := rules.broken(source, right, file):
+        line, caret = (error.text or "").rstrip("\n"), " " * ((error.offset or 1) - 1) + "^"
+        return all_wrong(f"{show(path)}:{error.lineno or 1}: {error.msg}\n    {line}\n    {caret}")
+    except (InputError, OSError, RecursionError, MemoryError) as error:
+        return all_wrong(f"{show(path)} cannot be read: {type(error).__name__}, {error}")
+    if found:
         return all_wrong(f"{show(path)}:{found[0]}: it {found[1]}.\nThe exercise is to write it with what "
                          "the lesson imports. A file that does more is not run.")
     verdicts, wanted = {}, functions(right)
@@ -66,24 +69,26 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
                     f"{int(todo[name].lesson)} FRESH=1, which keeps your file, too")
             verdicts[name] = Verdict("wrong", "it is gone", text)
         elif is_blank(nodes[name]):
-            verdicts[name] = Verdict("to do")
+            stub = text_of(blank(right, {name: todo[name]}), name)
+            begun = "its raise is still there" if text_of(source, name) != stub else ""
+            verdicts[name] = Verdict("to do", begun)
         elif signature(nodes[name]) != signature(wanted[name]):
-            text = (f"{show(path)}:{nodes[name].lineno}: def {signature(nodes[name])}\n"
-                    f"must be, as others call it: def {signature(wanted[name])}")
+            text = (f"{show(path)}:{nodes[name].lineno}: {signature(nodes[name])}\n"
+                    f"must be, as others call it: {signature(wanted[name])}")
             verdicts[name] = Verdict("wrong", "another signature", text)
     run = [name for name in todo if name not in verdicts]
     while run:  # again, without what hung or crashed
-        verdicts |= (found := try_file(path, file, list(todo), run, seconds, verdicts))
+        verdicts |= (found := try_file(path, file, todo, run, seconds, verdicts))
         run = [name for name in run if name not in found]
     return verdicts
 
 
-def try_file(path, file, names, run, seconds, verdicts):  # -> {name: Verdict}, of some of run at least
+def try_file(path, file, todo, run, seconds, verdicts):  # -> {name: Verdict}, of some of run at least
     """One process. What counts is what it has told of each test; how it ended decides about the last one."""
-    told, expected, ready, at = {name: [] for name in run}, [], False, None
+    told, expected, ready, at, names = {name: [] for name in run}, [], False, None, list(todo)
     with tempfile.TemporaryDirectory() as folder:
         printed, hangs = Path(folder, "printed"), Path(folder, "hangs")
-        for event in events(path, file, names, run, seconds, printed, hangs):
+        for event in events(path, file, todo, run, seconds, printed, hangs):
             what = event["event"]
             if what == "ready":
                 ready = True
@@ -142,10 +147,11 @@ def shown(text, path):
     return text.replace("{path}", show(path)).replace(str(path), show(path))
 
 
-def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; the last is end, silent or gone
+def events(path, file, todo, run, seconds, printed, hangs):  # yields dicts; the last is end, silent or gone
     word = secrets.token_hex(16)
-    orders = {"word": word, "path": str(path), "file": file, "names": names, "run": run,
-              "seconds": seconds, "printed": str(printed), "hangs": str(hangs)}
+    orders = {"word": word, "path": str(path), "file": file, "names": list(todo), "run": run,
+              "lesson": int(next(iter(todo.values())).lesson), "seconds": seconds,
+              "printed": str(printed), "hangs": str(hangs)}
     environment = dict(os.environ, PYTHONHASHSEED="0")
     if file.startswith("kernels"):  # compiled code of its own: the reference's must not mix with it
         environment |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(compiled(path))}
@@ -157,17 +163,18 @@ def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; th
     try:
         process.stdin.write(json.dumps(orders) + "\n")
         process.stdin.close()
+        patience = 120  # until it is ready: importing Numba from a cold disk takes its time
         while True:
             try:
-                line = lines.get(timeout=seconds + 5)
+                line = lines.get(timeout=patience)
             except queue.Empty:
                 yield {"event": "silent"}
                 return
             if line is None:
                 yield {"event": "gone", "code": process.wait()}
                 return
-            event = json.loads(line)
-            if event.get("word") == word:
+            if word in line:
+                event, patience = json.loads(line), seconds + 5
                 yield event
                 if event["event"] in ("end", "import", "collect"):
                     return
@@ -180,13 +187,13 @@ def events(path, file, names, run, seconds, printed, hangs):  # yields dicts; th
 
 
 def compiled(path):
-    """Where Numba keeps the code of this very text, and of other kernels of the learner's that it may use
-    (MINE=1): it would not notice that they changed. The code of earlier texts goes."""
-    folder = path.parent / "compiled" / path.stem
-    others = Path(os.environ["LESSONS_PATH"]).rglob("kernels/**/*.py") if "LESSONS_PATH" in os.environ else ()
-    now = folder / digest("".join(map(read, [path, *sorted(others)])))
+    """Where Numba keeps the code of this very text. It does not notice when another file changes of which
+    it has compiled a function in, so their texts count, too. The code of earlier texts goes."""
+    folder, roots = path.parent / "compiled" / path.stem, [ROOT, Path(os.environ.get("LESSONS_PATH", ROOT))]
+    others = sorted({other for root in roots for other in root.glob("kernels/**/*.py")})
+    now = folder / digest("".join(map(read, [path, *others])))
     for other in folder.glob("*"):
-        if other != now:
+        if other != now and time.time() - other.stat().st_mtime > 3600:  # another check may be at work in it
             shutil.rmtree(other, ignore_errors=True)
     return now
 

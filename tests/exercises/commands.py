@@ -84,7 +84,7 @@ def watch(which="", scope=""):
     paths = [mine(lesson, file) for file in files_of(exercises)]
     before = None
     while True:  # asks for the files' times: events get lost on network drives
-        now = [(path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else None for path in paths]
+        now = [saved(path) for path in paths]
         if now != before:
             if sys.stdout.isatty():
                 print("\033[2J\033[H", end="")
@@ -92,6 +92,13 @@ def watch(which="", scope=""):
             subprocess.run([sys.executable, "-m", "tests", "check", lesson, *scope.split()], check=False)
             before = now
         time.sleep(0.3)
+
+
+def saved(path):
+    try:
+        return path.stat().st_mtime_ns, path.stat().st_size
+    except OSError:  # an editor that is just putting the new file in its place
+        return None
 
 
 def progress():

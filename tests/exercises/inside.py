@@ -7,13 +7,18 @@ import faulthandler
 import importlib.util
 import json
 import os
+import re
 import sys
+import tempfile
 
 from tests.exercises.messages import MEMORY, PRINTED, said
-from tests.exercises.sheet import asked_for, file_of_tests, module_name
+from tests.exercises.sheet import ROOT, asked_for, file_of_tests, module_name
 
-TRUSTED = ("numpy", "math", "operator", "builtins", "tests.close", "tests.guesses", "tests.test_",
-           "_pytest.python_api")
+FILES = {"open": 1, "os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.truncate": 1, "os.link": 2,
+         "os.symlink": 2, "os.mkdir": 1}  # audit event -> how many of its arguments are paths
+CACHES = re.compile(r"[\\/](__pycache__|\.hypothesis)([\\/]|$)")
+TRUSTED = re.compile(r"(numpy|math|operator|builtins|tests\.close|tests\.guesses|_pytest\.python_api)($|\.)|"
+                     r"tests\.test_")
 
 
 def main():
@@ -43,18 +48,21 @@ def main():
         def alarm():  # says where it is, and ends the process, even in the middle of a kernel
             faulthandler.dump_traceback_later(orders["seconds"], exit=True, file=hangs)
 
+        fence = Fence(orders["file"])
         tell("ready")
         alarm()
         try:
-            load(module_name(orders["file"]), orders["path"])
+            with fence:
+                load(module_name(orders["file"]), orders["path"])
             if changed := guard.changed():
                 raise ImportError(f"it changes {changed}, which the check must be able to rely on")
         except BaseException as error:  # noqa: BLE001  (SystemExit too: whatever it is, it is told)
-            tell("import", text=said(error, orders["path"]))
+            tell("import", text=said(error, orders["path"], orders["lesson"]))
         else:
+            alarm()
             code = pytest.main([file_of_tests(orders["file"]), "-o", "addopts=", "-s", "-p", "no:terminal",
                                 "-p", "no:cacheprovider", "-p", "no:unraisableexception"],
-                               plugins=[Reporter(orders, tell, guard, alarm)])
+                               plugins=[Reporter(orders, tell, guard, alarm, fence)])
             tell("end", code=int(code))
     os._exit(0)  # what the learner's file left for the end of the process does not run
 
@@ -86,6 +94,32 @@ def load(name, path):
     setattr(package, child, module)
 
 
+class Fence:
+    """While it is up nothing is written but to temporary folders, and the reference's file is not read."""
+
+    def __init__(self, file):
+        self.up, self.reference = False, str(ROOT / file)
+        self.free = (tempfile.gettempdir(), os.environ.get("NUMBA_CACHE_DIR", os.devnull), os.devnull)
+        sys.addaudithook(self.look)  # cannot be taken away again
+
+    def __enter__(self):
+        self.up = True
+
+    def __exit__(self, *error):
+        self.up = False
+
+    def look(self, event, arguments):
+        if not self.up or event not in FILES or isinstance(arguments[0], int):
+            return
+        paths = [os.path.realpath(os.fsdecode(path)) for path in arguments[:FILES[event]] if path is not None]
+        writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        for path in paths:
+            if path == self.reference:
+                raise PermissionError(f"it reads {path}, the reference's answer")
+            if writes and not path.startswith(self.free) and not CACHES.search(path):
+                raise PermissionError(f"it writes {path}: an answer changes no files")
+
+
 class Guard:
     """Notices that an answer changed what the tests rely on: the modules as they were before it came."""
 
@@ -96,8 +130,7 @@ class Guard:
     def look(self):
         """Take note of modules that were loaded since."""
         for name, module in list(sys.modules.items()):
-            if name not in self.before and module is not None and any(
-                    name == root or name.startswith((f"{root}.", "tests.test_")) for root in TRUSTED):
+            if name not in self.before and module is not None and TRUSTED.match(name):
                 self.before[name] = dict(vars(module))
 
     def changed(self):  # -> "numpy.isclose", or None
@@ -116,8 +149,8 @@ class Guard:
 class Reporter:
     """A pytest plugin: runs the tests of the functions asked for, in the order of the sheet, and tells."""
 
-    def __init__(self, orders, tell, guard, alarm):
-        self.orders, self.tell, self.guard, self.alarm = orders, tell, guard, alarm
+    def __init__(self, orders, tell, guard, alarm, fence):
+        self.orders, self.tell, self.guard, self.alarm, self.fence = orders, tell, guard, alarm, fence
 
     def pytest_collection_modifyitems(self, items):
         names = self.orders["names"]
@@ -136,11 +169,12 @@ class Reporter:
         self.alarm()
         self.printed, self.passed, self.text, self.waits = os.lseek(1, 0, os.SEEK_CUR), False, None, None
         self.tell("start", test=location[2])
+        self.fence.__enter__()
 
     def pytest_exception_interact(self, node, call):
         if hasattr(node, "originalname"):  # a test
             error = call.excinfo.value
-            self.text = said(error, self.orders["path"])
+            self.text = said(error, self.orders["path"], self.orders["lesson"])
             self.waits = str(error) if isinstance(error, NotImplementedError) else None
 
     def pytest_runtest_logreport(self, report):
@@ -152,6 +186,7 @@ class Reporter:
             self.text = str(report.longrepr)[-1500:]
 
     def pytest_runtest_logfinish(self, nodeid, location):
+        self.fence.__exit__()
         sys.stdout.flush()
         self.passed = self.passed and self.text is None
         if changed := self.guard.changed():

@@ -10,7 +10,15 @@ TELLING = re.compile(r"No implementation|No conversion|Cannot unify|Invalid use|
                      r"No match|mismatch|Untyped")
 
 
-def said(error, path):  # -> lines; {path} stands for the learner's file
+def said(error, path, lesson):  # -> lines; {path} stands for the learner's file
+    """At most 3,000 characters, whatever an exception of the learner's says."""
+    try:
+        return words_of(error, path, lesson)[:3000]
+    except Exception:  # noqa: BLE001  (its own __str__ may fail)
+        return type(error).__name__
+
+
+def words_of(error, path, lesson):
     kind, lines = type(error).__name__, [line for line in str(error).splitlines() if line.strip()]
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"{kind}: {error.msg}\n{place(error.lineno, path)}"
@@ -29,14 +37,14 @@ def said(error, path):  # -> lines; {path} stands for the learner's file
     if isinstance(error, (SystemExit, KeyboardInterrupt)):
         return f"it ends the program, by {kind}{where}"
     if type(error).__module__.startswith("numba"):
-        return compilation(kind, lines, path)
+        return compilation(kind, lines, path, lesson)
     if isinstance(error, IndexError) and not frames:
         where = ("\nthe kernel reads or writes outside of an array. Plain Python names the line: "
-                 "NUMBA_DISABLE_JIT=1 make check N")
+                 f"NUMBA_DISABLE_JIT=1 make check {lesson}")
     return f"{kind}: " + "\n  ".join(lines[:6]) + where
 
 
-def compilation(kind, lines, path):
+def compilation(kind, lines, path, lesson):
     """Numba's TypingError fills a page. One line of it says what, one says where."""
     lines = [line.strip() for line in lines]
     what = next((line for line in lines[1:] if TELLING.search(line)), lines[0] if lines else "")
@@ -44,7 +52,7 @@ def compilation(kind, lines, path):
     at = [int(place[2]) for place in found if place and path.endswith(place[1].lstrip("./"))]
     where = f"\n{place(at[-1], path)}" if at else ""
     return (f"Numba cannot compile it ({kind}): {what}{where}\n"
-            "It runs as plain Python with NUMBA_DISABLE_JIT=1 make check N")
+            f"It runs as plain Python with NUMBA_DISABLE_JIT=1 make check {lesson}")
 
 
 def place(number, path):

@@ -53,7 +53,7 @@ def general(exercise, source):  # -> [(what was changed, the function's text)], 
     body = function.body[has_docstring(function) + exercise.keep:]
     made, seen = [], {ast.unparse(tree)}
     for statement in body:
-        for change in changes(statement, function, exercise.name):
+        for change in changes(statement, function):
             text = ast.unparse(tree)
             if text not in seen:
                 seen.add(text)
@@ -62,11 +62,11 @@ def general(exercise, source):  # -> [(what was changed, the function's text)], 
     return made
 
 
-def changes(node, parent, name):
+def changes(node, parent):
     """Yields a description of each change while the tree has it; afterwards the tree is as before."""
     if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.arguments, ast.Import, ast.ImportFrom)):
         return
-    for new in variants(node, parent, name):
+    for new in variants(node, parent):
         shown = parent if isinstance(node, ast.Constant) and isinstance(parent, ast.expr) else node
         old = " ".join(ast.unparse(shown).split())
         replace(parent, node, new)
@@ -74,7 +74,7 @@ def changes(node, parent, name):
         yield f"{old} -> {'(removed)' if isinstance(new, ast.Pass) else ' '.join(ast.unparse(shown).split())}"
         replace(parent, new, node)
     for child in ast.iter_child_nodes(node):
-        yield from changes(child, node, name)
+        yield from changes(child, node)
 
 
 def replace(parent, old, new):
@@ -85,8 +85,8 @@ def replace(parent, old, new):
             value[:] = [new if item is old else item for item in value]
 
 
-def variants(node, parent, name):
-    """The wrong nodes that a learner of this function might have written in place of this one."""
+def variants(node, parent):
+    """The wrong nodes that a learner might have written in place of this one."""
     match node:
         case ast.BinOp(left, ast.Add() | ast.Sub() as op, right):
             yield ast.BinOp(left, OTHER[type(op)](), right)
@@ -146,8 +146,7 @@ def variants(node, parent, name):
             yield ast.Pass()
         case ast.Return(ast.Tuple(elements)):
             yield ast.Return(ast.Constant(None))
-            # What a forward keeps for its backward is the learner's own affair.
-            for i, element in enumerate(elements[:1] if name.endswith("_forward") else elements):
+            for i, element in enumerate(elements):
                 for answer in ANSWERS:
                     wrong = ast.Call(ast.Name(f"answer_{answer}"), [element], [])
                     yield ast.Return(ast.Tuple([*elements[:i], wrong, *elements[i + 1:]]))

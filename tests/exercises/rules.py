@@ -8,68 +8,90 @@ import ast
 
 from tests.exercises.sheet import module_name
 
-ALWAYS = {"math", "numpy", "numba", "itertools", "functools", "collections", "typing", "heapq", "operator"}
+MODULES = {
+    "__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools",
+    "heapq", "itertools", "math", "numba", "numpy", "operator", "random", "re", "statistics", "string", "time",
+    "typing"}
 BEHIND = "reaches behind the function"
 NAMES = {
     "exec": "runs text", "eval": "runs text", "compile": "runs text", "open": "opens files",
-    "__import__": "imports by a back door", "input": "waits for a keyboard",
-    "setattr": "changes other objects", "delattr": "changes other objects", "globals": BEHIND, "vars": BEHIND,
-    "__builtins__": BEHIND, "__loader__": BEHIND, "__spec__": BEHIND}
+    "__import__": "imports by a back door", "breakpoint": "waits for a keyboard, and a check has none: use print",
+    "setattr": "changes other objects", "delattr": "changes other objects", "getattr": BEHIND,
+    "globals": BEHIND, "vars": BEHIND, "__builtins__": BEHIND, "__loader__": BEHIND, "__spec__": BEHIND}
 ATTRIBUTES = {
     "__globals__", "__code__", "__dict__", "__builtins__", "__subclasses__", "__closure__", "__class__",
     "__bases__", "__mro__", "f_back", "f_locals", "f_globals", "f_builtins", "tb_frame", "gi_frame", "sys",
-    "os", "builtins", "modules", "ctypes", "ctypeslib", "importlib", "testing", "tofile"}
+    "os", "builtins", "modules", "ctypes", "ctypeslib", "ctypes_utils", "importlib", "testing", "tofile",
+    "get_type_hints", "ForwardRef", "attrgetter", "methodcaller", "update_wrapper"}
 METHODS = {
-    "__init__", "__call__", "__repr__", "__str__", "__len__", "__iter__", "__getitem__", "__enter__",
-    "__exit__", "__post_init__"}
+    "__init__", "__new__", "__post_init__", "__call__", "__repr__", "__str__", "__len__", "__iter__",
+    "__next__", "__getitem__", "__setitem__", "__contains__", "__hash__", "__lt__", "__enter__", "__exit__",
+    "__slots__", "__all__"}
 
 
 def broken(source, reference, file):  # -> (line number, what it does) or None
     """The first thing in an answer that is not allowed. What the reference itself uses is."""
-    used = set(uses(ast.parse(reference), file))
-    allowed = {what for what, _, _ in used}
+    allowed = {what for what, _, _ in uses(ast.parse(reference), file)}
     found = [(line, said) for what, line, said in uses(ast.parse(source), file) if what not in allowed]
     return min(found, default=None)
 
 
 def uses(tree, file):  # yields (what, line number, what is wrong with it)
-    own, modules = module_name(file), set()
+    modules = set(modules_of(tree))
+    before_a_dot = {node.value for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                modules.add(alias.asname or alias.name.split(".")[0])
-                yield from imported(alias.name, line, own)
-        elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
-            if module in ("lessons", "kernels", "kernels.cpu"):  # its names are modules
-                for alias in node.names:
-                    modules.add(alias.asname or alias.name)
-                    yield from imported(f"{module}.{alias.name}", line, own)
-            else:
-                yield from imported(module, line, own)
-        elif isinstance(node, ast.Name) and node.id in NAMES:
-            yield node.id, line, f"uses {node.id}, which {NAMES[node.id]}"
-        elif isinstance(node, ast.Attribute) and node.attr in ATTRIBUTES:
-            yield f".{node.attr}", line, f"reaches for .{node.attr}"
-        elif isinstance(node, ast.FunctionDef) and node.name.startswith("__") and node.name not in METHODS:
-            yield node.name, line, f"defines {node.name}, with which a result can pass for another"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type" \
-                and len(node.args) == 3:
-            yield "type", line, "makes a class by type(...)"
+        match node:
+            case ast.Import(names):
+                for alias in names:
+                    yield from imported(alias.name, line, file)
+            case ast.ImportFrom(module, names, level):
+                package = "." * level + (module or "")
+                for alias in names:
+                    whole = f"{package}.{alias.name}"  # a module, if package is one of ours
+                    ours = package in ("lessons", "kernels", "kernels.cpu")
+                    yield from imported(whole if ours else package, line, file)
+                    if not ours and (alias.name in ATTRIBUTES or alias.name[0] in "_*"):
+                        yield whole, line, f"imports {whole}"
+            case ast.Name(name) if name in NAMES:
+                yield name, line, f"uses {name}, which {NAMES[name]}"
+            case ast.Name(name, ast.Load()) if name in modules and node not in before_a_dot:
+                yield f"{name} itself", line, f"gives {name}, a module, another name"
+            case ast.Attribute(ast.Name(name), attribute) if name in modules and attribute.startswith("_"):
+                yield f"{name}.{attribute}", line, f"reaches for {name}.{attribute}"
+            case ast.Attribute(_, attribute) if attribute in ATTRIBUTES:
+                yield f".{attribute}", line, f"reaches for .{attribute}"
+            case ast.Attribute(ctx=ast.Store() | ast.Del()) if root(node) in modules:
+                yield f"{root(node)} =", line, f"changes {root(node)}: {ast.unparse(node)}"
+            case ast.MatchClass(kwd_attrs=attributes) if ATTRIBUTES.intersection(attributes):
+                yield "match", line, f"reaches for .{ATTRIBUTES.intersection(attributes).pop()}"
+            case ast.Call(ast.Name("type"), [_, _, _, *_]):
+                yield "type", line, "makes a class by type(...)"
+            case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.Name(name, ast.Store()) \
+                    if name.startswith("__") and name not in METHODS:
+                yield name, line, f"defines {name}, with which a result can pass for another"
+
+
+def modules_of(tree):  # yields the names under which the file has modules
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.ctx, (ast.Store, ast.Del)):
-            root = node
-            while isinstance(root, (ast.Attribute, ast.Subscript)):
-                root = root.value
-            if isinstance(root, ast.Name) and root.id in modules and isinstance(node, ast.Attribute):
-                yield f"{root.id}.=", node.lineno, f"changes {root.id}: {ast.unparse(node)}"
+        if isinstance(node, ast.Import):
+            yield from (alias.asname or alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "numpy":
+            yield from (alias.asname or alias.name for alias in node.names
+                        if alias.name in ("linalg", "random", "fft", "testing", "lib", "core", "ma"))
 
 
-def imported(module, line, own):
-    if module == own or module.startswith(own + "."):
+def root(node):
+    while isinstance(node, (ast.Attribute, ast.Subscript)):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def imported(module, line, file):
+    own = module_name(file)
+    if module == own or module.startswith(f"{own}."):
         yield "itself", line, f"imports {own}, the lesson that it is an exercise of"
-    elif module.split(".")[0] not in ALWAYS:
+    elif module.split(".")[0] not in MODULES or ATTRIBUTES.intersection(module.split(".")):
         kind = "the reference" if module.startswith(("lessons", "kernels")) else "the checker" \
             if module.startswith("tests") else "more than the lesson has"
         yield module, line, f"imports {module}: {kind}"

@@ -7,6 +7,7 @@ A lesson's exercises lie in its own file and in its kernels'. Each file has one 
 """
 import ast
 import functools
+import io
 import re
 import tomllib
 from pathlib import Path
@@ -80,9 +81,14 @@ def first_line(node):
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
+def lines_of(source):
+    """As Python counts them: str.splitlines would also cut at a form feed."""
+    return io.StringIO(source).readlines()
+
+
 def text_of(source, name):  # -> the lines of one function, decorators included; None if it is not there
     node = functions(source).get(name)
-    return node and "".join(source.splitlines(keepends=True)[first_line(node) - 1:node.end_lineno])
+    return node and "".join(lines_of(source)[first_line(node) - 1:node.end_lineno])
 
 
 def has_docstring(node):

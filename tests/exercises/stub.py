@@ -1,13 +1,13 @@
 """A lesson's file with blanks: what `make exercise` writes, and what can be read off such a file."""
 import ast
 
-from tests.exercises.sheet import first_line, functions, has_docstring
+from tests.exercises.sheet import first_line, functions, has_docstring, lines_of
 
 
 def blank(source, exercises):  # text, {name: Exercise} -> text
     """The body of each exercise is taken out. Decorators, signature, docstring and the first `keep`
     statements stay; comments between the others go, they are part of the answer."""
-    lines, nodes = source.splitlines(keepends=True), functions(source)
+    lines, nodes = lines_of(source), functions(source)
     for name in sorted(exercises, key=lambda name: -nodes[name].lineno):  # from the end: line numbers hold
         node, exercise = nodes[name], exercises[name]
         kept = has_docstring(node) + exercise.keep
@@ -30,20 +30,21 @@ def is_blank(node):
 
 
 def signature(node):
-    """What callers rely on: kind, names, order, defaults.
+    """What callers rely on: decorators, names, order, defaults.
 
-    >>> signature(functions("def f(x, n=1): return n")["f"])
-    'f(x, n=1)'
+    >>> signature(functions("@kernel\\ndef f(x, n=1): return n")["f"])
+    '@kernel def f(x, n=1)'
     """
-    return f"{node.name}({ast.unparse(node.args)})"
+    decorators = "".join(f"@{ast.unparse(decorator)} " for decorator in node.decorator_list)
+    return f"{decorators}def {node.name}({ast.unparse(node.args)})"
 
 
 def pieces(source):  # -> {"attention_forward": text, "import": text, ...}
     """The top-level parts of a file, to say what an update changed; methods apart, about-lines left out."""
-    lines, found = source.splitlines(), {}
+    lines, found = lines_of(source), {}
     for node in ast.parse(source).body:
         name = getattr(node, "name", None) or " ".join(ast.unparse(node).split())[:40]
         start = first_line(node) if hasattr(node, "decorator_list") else node.lineno
         text = lines[start - 1:node.end_lineno]
-        found[name] = "\n".join(line for line in text if "# TODO: about" not in line)
+        found[name] = "".join(line for line in text if "# TODO: about" not in line)
     return found

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from lessons.errors import InputError
-from tests.exercises.sheet import ROOT, files_of, first_line, functions, text_of
+from tests.exercises.sheet import ROOT, files_of, first_line, functions, lines_of, text_of
 from tests.exercises.stub import blank, pieces
 
 WORKBOOK = Path(os.environ.get("WORKBOOK") or ROOT / "workbook")
@@ -78,7 +78,7 @@ def of(lesson, key):
 def write(path, text):
     """All or nothing: a full disk must not cost what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".tmp")
+    new = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
@@ -174,8 +174,7 @@ def my_course(sheet):  # -> folder for LESSONS_PATH, [a line for each file that 
 
 def filled(source, right, names):
     """A learner's file in which the named functions are the reference's. Its helpers and imports stay."""
-    lines = source.splitlines(keepends=True)
-    nodes, solutions = functions(source), functions(right)
+    lines, nodes, solutions = lines_of(source), functions(source), functions(right)
     for name in sorted((name for name in names if name in nodes), key=lambda name: -nodes[name].lineno):
         lines[first_line(nodes[name]) - 1:nodes[name].end_lineno] = [text_of(right, name)]
     gone = [name for name in solutions if name in names and name not in nodes]
