@@ -23,7 +23,7 @@ WORDS := $(wordlist 2,99,$(MAKECMDGOALS))
 
 # STEPS=9 or args="--steps 9" would be read by nobody: three minutes of training would start with the defaults.
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-UNKNOWN := $(firstword $(filter-out ARGS PYTHON N SHELL MINE FRESH,$(GIVEN)))
+UNKNOWN := $(firstword $(filter-out ARGS PYTHON N SHELL MINE FRESH WORKBOOK,$(GIVEN)))
 ifneq ($(UNKNOWN),)
   $(error nothing here is called $(UNKNOWN). Options go into ARGS: make train ARGS="--steps 9")
 endif
@@ -34,13 +34,13 @@ help:
 	@{ $(PY) -m lessons || "$(PYTHON)" -m lessons; } 2>/dev/null || echo "The lessons are in lessons/."
 
 # With MINE=1 the learner's finished functions stand in place of the reference's.
-LESSONS := $(PY) -m $(if $(MINE),tests mine,lessons)
+LESSONS := $(PY) -m $(if $(filter 1,$(MINE)),tests mine,lessons)
 
 lesson: .venv/ok
 	@$(LESSONS) $(N) $(ARGS)
 
 exercise check watch hint solution: .venv/ok
-	@$(PY) -m tests $@ $(N) $(if $(FRESH),fresh) $(if $(MINE),mine)
+	@$(PY) -m tests $@ $(N) $(if $(filter 1,$(FRESH)),fresh) $(if $(filter 1,$(MINE)),mine)
 
 ifneq ($(filter $(NUMBERED),$(firstword $(MAKECMDGOALS))),)
   # `make lesson 12`: make takes 12 for a second thing to build. It becomes N, and a target that does nothing.

@@ -63,7 +63,7 @@ def embedding_forward(tokens, wte, wpe, start=0):  # (B, T) int, (V, C), (P, C) 
 
 
 def embedding_backward(dout, cache, dwte, dwpe):  # (B, T, C), cache, (V, C), (P, C)
-    """Add the gradient of the token table to dwte, write that of the positions into dwpe. Returns nothing.
+    """Add the gradient of the token table to dwte, write that of the positions into dwpe. Returns None.
 
         dwte[v] += sum of dout[b, t] over all b, t with tokens[b, t] = v
         dwpe[start + t] = sum of dout[b, t] over b;    all other rows of dwpe = 0
@@ -85,7 +85,8 @@ def sinusoidal_positions(positions, channels, dtype=np.float32):  # -> (position
 
         table[pos, 2i] = sin(pos / 10000^(2i / channels));    table[pos, 2i + 1] = cos(the same)
 
-    in float64, then rounded to dtype. An odd number of channels ends with a sine that has no cosine.
+    all of it in float64, then rounded to dtype: the angle grows to thousands, where float32 knows 4 digits of
+    what is left over after whole turns. An odd number of channels ends with a sine that has no cosine.
 
     Vaswani et al. 2017, section 3.5. Each pair (2i, 2i + 1) is a hand of the clock; its angle grows by the
     same step at every position. So a shift by k positions is a rotation, the same wherever one starts, and

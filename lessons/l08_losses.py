@@ -58,18 +58,19 @@ def check_targets(logits, targets):  # (..., V), (...) int
 
 
 def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float, (..., V)
-    """The loss, a float, and its gradient, in the shape and dtype of logits:
+    """The loss, a Python float (float(...) makes one), and its gradient, in the shape and dtype of logits:
 
         loss = sum of -log softmax(logits)[target] / total
         dlogits = (softmax(logits) - one_hot(targets)) / total
 
     In one function, because the backward of a loss starts from 1. Targets that are IGNORE (-1) have no loss
     and gradient 0, whatever their logits, NaN included. total is by default the number of targets that count
-    (with none: loss 0, gradient 0); who has a share of a batch passes that of all, so that the shares add up.
+    (with none: loss 0.0, gradient 0); who has a share of a batch passes that of all, so that the shares add up.
 
     log and exp cancel: with x = logits - their row's maximum, -log p is log(sum exp(x)) - x[target]. p itself
-    may round to 0, and -log(0) is inf where the truth is 2000. The sum over rows is float64. logits are used
-    up: the CPU's kernel writes dlogits over them. ValueError for targets that do not fit (check_targets).
+    may round to 0, and -log(0) is inf where the truth is 2000. The sum over rows is float64. dlogits may be
+    written over logits, as the CPU's kernel does: the caller must not use them again. ValueError for targets
+    that do not fit (check_targets).
 
     >>> cross_entropy(np.array([[0.0, 0.0], [5.0, 1.0]]), np.array([1, IGNORE]))
     (0.6931471805599453, array([[ 0.5, -0.5],
@@ -106,9 +107,10 @@ def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> f
 
         -log( exp(s_ij) / sum over k != i of exp(s_ik) ),    s_ik = q_i.q_k / t
 
-    This is cross_entropy of s with the partners as targets, once s_ii is -inf, since exp(-inf) is 0. Returns
-    the loss and the cache: q, cross_entropy's gradient ds and t, a Python float, for an np.float64 would
-    turn float32 into float64. For N pairs, row i and row N + i each: partner = np.roll(np.arange(2 * N), N).
+    This is cross_entropy of s with the partners as targets, once s_ii is -inf, since exp(-inf) is 0. Begin
+    with t = float(temperature): divided by an np.float64, a float32 s would be float64. Returns the loss and
+    the cache (q, ds, t), ds being cross_entropy's gradient. For N pairs, row i and row N + i each, partner is
+    np.roll(np.arange(2 * N), N).
     A row whose partner is IGNORE chooses nothing and is only a choice for others. For NT-Xent divide each
     row by its length first, or longer vectors alone lower the loss. A low temperature looks at the nearest
     rows only. Raises ValueError for partners and temperatures that make no sense (check_pairs).
@@ -119,21 +121,22 @@ def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> f
     0.0
     """
     check_pairs(partner, temperature)
-    scores = q @ q.T / float(temperature)
-    np.fill_diagonal(scores, -np.inf)
-    loss, dscores = cross_entropy(scores, partner)
-    return loss, (q, dscores, float(temperature))
+    t = float(temperature)
+    s = q @ q.T / t
+    np.fill_diagonal(s, -np.inf)
+    loss, ds = cross_entropy(s, partner)
+    return loss, (q, ds, t)
 
 
 def contrastive_backward(dout, cache):  # float, cache -> (2N, D)
-    """dq, in q's dtype, for a loss that counts dout times. With s_ik = q_i.q_k / t, each row has two roles:
+    """dq, in q's dtype, for a loss that counts dout times (a Python float). With s_ik = q_i.q_k / t, each row has two roles:
 
         dq_i = dout * sum over k of (ds_ik + ds_ki) q_k / t     once as the one who chooses, once as a choice
 
     ds is cross-entropy's gradient: negative for the partner (descent pulls), positive for the rest (pushes).
     """
-    q, dscores, temperature = cache
-    return (dscores + dscores.T) @ q * (float(dout) / temperature)
+    q, ds, t = cache
+    return (ds + ds.T) @ q * (dout / t)
 
 
 def unit(q):  # (..., D) -> (..., D)

@@ -10,7 +10,6 @@ p parameters, g gradient, m and v what the optimizer keeps (zeros at first), lr 
 article" is "Large language models from theory to practice", which this course follows. All parameters of a
 model lie in one flat buffer. An optimizer is one call on a slice of it, with weight_decay 0 for biases and
 norms. All is changed in place; g is only read. `scale` multiplies g on its way in: that is clipping.
-
 `make lesson 10` walks down one valley with each but Muon, which needs a matrix, and draws the paths.
 """
 import math
@@ -33,10 +32,11 @@ def gradient_norm_squared(grads, start, stop):  # (R, n) -> float
 def clip_scale(norm, limit):  # float, float -> float
     """What to multiply the gradient by, so that its norm is at most limit (Pascanu et al. 2013, algorithm 1).
 
-    limit / (norm + 1e-6), but never more than 1; and NaN if norm is NaN, for training must see that. Without
-    it one bad batch can undo a thousand steps. One factor for all numbers keeps the direction.
+    limit / (norm + 1e-6), and 1 only where that exceeds 1. NaN if norm is NaN, for training must see it: mind the
+    order of min's arguments. One factor for all numbers keeps the direction. Without clipping one bad
+    batch can undo a thousand steps.
     """
-    return min(limit / (norm + 1e-6), 1.0)  # in this order: min(1.0, nan) would be 1.0
+    return min(limit / (norm + 1e-6), 1.0)  # min(1.0, nan) would be 1.0
 
 
 def sgd(p, g, m, lr, momentum, weight_decay, scale):  # (n,), (n,), (n,)

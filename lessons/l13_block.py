@@ -4,11 +4,10 @@
     x = x + gelu(layernorm(x) @ W_1 + b_1) @ W_2 + b_2               think about each position by itself
 
 GPT-2 calls them attn.c_attn (C, 3C), attn.c_proj (C, C), mlp.c_fc (C, 4C) and mlp.c_proj (4C, C).
-
 x is the residual stream: each half reads it through a layer norm ("pre-norm": Radford et al. 2019, section
 2.3) and adds what it found. The gradient flows back along the plus signs unchanged, whatever the depth.
 
-B batch, T positions, C channels, K outputs of a linear layer; ... stands for (B, T).
+B batch, T positions, C channels, K outputs of a linear layer; ... stands for (B, T), or for (N,) positions.
 `make lesson 13` sends numbers through 48 layers and a gradient back, without these parts and with them.
 """
 import math
@@ -29,7 +28,8 @@ def linear_forward(x, weight, bias=None, residual=None):  # (..., C), (C, K), (K
 
 def linear_backward(dout, cache, dweight, dbias=None):  # (..., K) -> (..., C)
     """Write dweight = x^T @ dout (C, K) and, if there is a bias, dbias = sum of dout (K,), each over all
-    positions; return dx = dout @ weight^T. dout itself, the residual's gradient as well, is not changed."""
+    axes but the last: (B, T) or (N,). Return dx = dout @ weight^T. dout itself, the residual's gradient as
+    well, is not changed. float32 in, float32 out."""
     x, weight = cache
     rows = dout.reshape(-1, dout.shape[-1])
     dweight[:] = x.reshape(-1, x.shape[-1]).T @ rows
@@ -44,7 +44,8 @@ def linear_gelu_forward(x, weight, bias):  # (..., C), (C, K), (K,) -> (..., K)
         gelu(y) = 0.5 y (1 + tanh(u)),   u = sqrt(2/pi) (y + 0.044715 y^3)
         slope = dgelu/dy = 0.5 (1 + tanh(u)) + 0.5 y (1 - tanh(u)^2) du/dy
 
-    cache is (x, weight, slope): kept in place of y, it makes backward one product. No argument is changed."""
+    cache is (x, weight, slope): kept in place of y, it makes backward one product. No argument is changed.
+    float32 in, float32 out: math.sqrt of a number, not np.sqrt, which gives a float64."""
     k = math.sqrt(2 / math.pi)
     y = x @ weight + bias
     tanh = np.tanh(k * (y + 0.044715 * y * y * y))
@@ -73,10 +74,10 @@ def layernorm_forward(x, weight, bias, eps=1e-5):  # (..., C), (C,), (C,) -> (..
 
 
 def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C) -> (..., C)
-    """Write dweight and dbias (C,), sums over all positions of dout * xhat and of dout; return dx, plus
-    dresidual (..., C) if given: what arrives along the residual path. dout is not changed. x reaches the
-    output along three paths: directly, through the mean, through the variance. With d = dout * weight, each
-    of the last two takes a mean over C away:
+    """Write dweight and dbias (C,), the sums of dout * xhat and of dout over all axes but the last, (B, T) or
+    (N,); return dx, plus dresidual (..., C) if given: what arrives along the residual path. dout is not
+    changed. x reaches the output along three paths: directly, through the mean, through the variance. With
+    d = dout * weight, each of the last two takes a mean over C away. float32 in, float32 out:
 
         dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) + dresidual     (dresidual is used up)
     """
@@ -90,12 +91,11 @@ def layernorm_backward(dout, cache, dweight, dbias, dresidual=None):  # (..., C)
 
 
 def dropout_forward(x, rate, seed, residual=None):  # (...) -> (...)
-    """residual + x * scale. scale is 0 for a share `rate` of the numbers, 1 / (1 - rate) for the others.
-
+    """residual + x * scale. scale is 0 for a share `rate` of the numbers, 1 / (1 - rate) for the others:
     Srivastava et al. 2014, section 4; divided here, so that a model in use needs no change. A number falls if
-    its bits < rate * 2^32, rounded down. bits, in the order of x's rows, is a hash of (seed, place): the same
-    in every room and in a resumed run. 0 <= rate < 1; seed whole. cache is scale, with x's shape and dtype.
-    x and residual are not changed."""
+    its bits are less than rate * 2^32, rounded down. bits, in the order of x's rows, is a hash of (seed,
+    place): the same in every room and in a resumed run. 0 <= rate < 1; seed whole. cache is scale, with x's
+    shape and dtype, whether float32 or float64. x and residual are not changed."""
     bits = np.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B1)
     bits += np.uint32(seed * 0x85EBCA6B % 2**32)
     for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1):  # MurmurHash3's last step
@@ -125,10 +125,10 @@ def branch_backward(ops, dout, cache, dweight, dbias):  # (B, T, C) -> dh (B, T,
 
 
 def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B, T, C)
-    """The first half: x + dropout(attention(layernorm(x) @ W_qkv + b_qkv) @ W_o + b_o). p: module name ->
-    (weight, bias). attention(qkv (B, T, 3C)) -> (out (B, T, C), cache): the model says how: causal in a
-    decoder, with the lengths of the rows in an encoder. The operations are called as ops.name: kernels may
-    stand in for those above. cache: the caches of the four steps, in order. x is not changed."""
+    """The first half: x + dropout(attention(layernorm(x) @ W_qkv + b_qkv) @ W_o + b_o). p["ln_1"],
+    p["attn.c_attn"], p["attn.c_proj"] are (weight, bias) each; attention(qkv (B, T, 3C)) -> (out (B, T, C),
+    cache) is causal or not, as the model wants. Operations are called as ops.layernorm_forward and so on, for
+    kernels may stand in for those above. cache: the four steps' caches, in order. x is not changed."""
     h, norm = ops.layernorm_forward(x, *p["ln_1"])
     qkv, c_attn = ops.linear_forward(h, *p["attn.c_attn"])
     h, attended = attention(qkv)
@@ -139,7 +139,7 @@ def look_forward(ops, x, p, attention, dropout=0.0, seed=0):  # (B, T, C) -> (B,
 def look_backward(ops, dx, cache, g):  # (B, T, C) -> (B, T, C)
     """The same lines from last to first, ops.self_attention_backward(dh, cache) for attention. At the plus dx
     goes two ways: back through the branch, and straight on as layer norm's dresidual. Their sum is returned.
-    g: module name -> (dweight, dbias), written. dx is used up."""
+    g["ln_1"], g["attn.c_attn"], g["attn.c_proj"] are (dweight, dbias) each, to be written. dx is used up."""
     norm, c_attn, attended, c_proj = cache
     dh = branch_backward(ops, dx, c_proj, *g["attn.c_proj"])
     dqkv = ops.self_attention_backward(dh, attended)

@@ -36,9 +36,10 @@ from lessons.texts import read_text
 
 
 def apart(ops, lengths):  # (B,), B whole numbers with sum N
-    """A copy of ops whose self-attention, not causal, takes rows end to end and keeps them apart: row b, the
-    lengths[b] positions from sum(lengths[:b]) on, goes through ops' own as a batch of one. Nothing else
-    changes: linear layers, norms and GELU do not care to which row a position belongs. The two are
+    """Another SimpleNamespace with all of ops (vars(ops)) but two entries replaced; ops itself does not
+    change. The two, not causal, take rows end to end and keep them apart: row b, the lengths[b] positions
+    from sum(lengths[:b]) on, goes through ops' own as a batch of one. Linear layers, norms and GELU do not
+    care to which row a position belongs.
 
         self_attention_forward(qkv (N, 3C), n_head) -> out (N, C), caches
         self_attention_backward(dout (N, C), caches) -> dqkv (N, 3C)"""
@@ -57,12 +58,19 @@ def apart(ops, lengths):  # (B,), B whole numbers with sum N
                                           "self_attention_backward": backward})
 
 
+def spread(x, real):  # (N, C), (B, T) bool -> (B, T, C)
+    """Back to rows of one length: rows[real] = x, and 0 in padding. x's dtype stays. x[real] undoes it."""
+    rows = np.zeros((*real.shape, x.shape[-1]), x.dtype)
+    rows[real] = x
+    return rows
+
+
 def encoder_forward(ops, p, tokens, lengths=None, dropout=0.0, seed=0):  # (B, T) -> (B, T, C)
     """A vector for each position, from the whole row: x = layernorm(blocks((wte[tokens] + wpe[:T])[real])).
-    Row b has lengths[b] real tokens (None: T); real (B, T) is True there. What stands behind them has no
-    influence and gets vectors of 0. ValueError (padding_mask's) if a length is not in 1..T. dropout is lesson
-    13's: every step and every thread needs its own seed, and the block of layer l gets seed * n_layer + l.
-    cache: real, lengths, embedding's, a list of the blocks', layernorm's."""
+    Row b has lengths[b] real tokens (None: T); real (B, T), True there, is padding_mask(lengths, T)[:, 0, 0],
+    which raises ValueError if a length is not in 1..T. What stands behind has no influence and gets vectors
+    of 0. dropout is lesson 13's: every step and every thread needs its own seed, and the block of layer l
+    gets seed * n_layer + l. cache: real, lengths, embedding's, a list of the blocks', layernorm's."""
     B, T = tokens.shape
     lengths, n_head = np.full(B, T) if lengths is None else lengths, p.config.n_head
     real, ops, blocks = padding_mask(lengths, T)[:, 0, 0], apart(ops, lengths), []
@@ -86,13 +94,6 @@ def encoder_backward(ops, dx, cache, g):  # (B, T, C)
     for block, gradients in zip(reversed(blocks), reversed(g.blocks)):
         dx = block_backward(ops, dx, block, gradients)
     ops.embedding_backward(spread(dx, real), embedding, g["wte.weight"], g["wpe.weight"])
-
-
-def spread(x, real):  # (N, C), (B, T) bool -> (B, T, C)
-    """Back to rows of one length: rows[real] = x, and 0 in padding. x's dtype stays. x[real] undoes it."""
-    rows = np.zeros((*real.shape, x.shape[-1]), x.dtype)
-    rows[real] = x
-    return rows
 
 
 def mask_tokens(rng, tokens, lengths, mask_id, vocab_size, rate=0.15):  # (B, T), (B,) -> (B, T), (B, T)
@@ -129,8 +130,10 @@ def mlm_gradient(ops, p, batch, total, g, dropout=0.0, seed=0):
 def update(ops, p, g, m, v, rate, step, share=0.4):
     """One step of lesson 10's, in place: p and its memory m, v change, g does not. All four are Parameters.
 
-        muon      lr = rate, momentum 0.95                               each matrix by itself (see part_of)
-        adamw     lr = share * rate, betas 0.9 and 0.99, eps 1e-8        p.parts "tables" and "vectors"
+        ops.muon(p, g, m, lr, momentum, weight_decay, scale)      each matrix by itself (see part_of); lr =
+            rate, momentum 0.95
+        ops.adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale)      p.parts "tables" and
+            "vectors", slices of p.flat; lr = share * rate, betas 0.9 and 0.99, eps 1e-8
 
     No weight decay, scale 1. share: a step that suits Muon is too long for AdamW."""
     for name, matrix in p.views.items():

@@ -30,10 +30,11 @@ def gpt_forward(ops, p, tokens, start=0, attention=None, dropout=0.0, seed=0):  
     Each of them returns (out, cache). The cache of the whole is theirs, in this order: (embedding, [block 0,
     block 1, ...], layer norm, head). p is Parameters, and neither p nor tokens (integers) is changed.
 
-    A block wants an attention that takes qkv (B, T, 3C) alone. By default it is causal self-attention with
-    config.n_head heads. If attention is given, that one is called with (qkv, layer) instead and returns (out
-    (B, T, C), cache): generation remembers there what it has seen (lesson 19). dropout is lesson 13's. Every
-    step, thread and layer needs masks of its own: the block's seed is seed * n_layer + layer.
+    A block wants an attention that takes qkv (B, T, 3C) alone. By default it is causal:
+    ops.self_attention_forward(qkv, config.n_head, causal=True); config is p.config. If attention is given,
+    that one is called with (qkv, layer) instead and returns (out (B, T, C), cache): generation remembers
+    there what it has seen (lesson 19). dropout is lesson 13's. Every step, thread and layer needs masks of
+    its own: the block's seed is seed * config.n_layer + layer.
     """
     config = p.config
     if attention is None:

@@ -38,7 +38,7 @@ def split(text):  # -> (training text, validation text)
 
 def rows(tokens, batch, block, seed, step):  # (n,) -> X (B, T), Y (B, T): Y is X one position later
     """Random windows: X[b, t] = tokens[start_b + t], Y[b, t] = tokens[start_b + t + 1]; every start at which
-    they fit is equally likely. Drawn by default_rng((seed, step)): a resumed run sees the same."""
+    they fit is equally likely. Drawn by one default_rng((seed, step)).integers: as in a resumed run."""
     starts = np.random.default_rng((seed, step)).integers(0, len(tokens) - block, batch)
     windows = tokens[starts[:, None] + np.arange(block + 1)]
     return windows[:, :-1], windows[:, 1:]
@@ -69,8 +69,7 @@ class Trainer:
     """A model, its optimizer's memory, and the threads that train it.
 
     gradient: gpt_gradient, or the same for another model and loss. accumulate: in how many parts a thread
-    computes its rows, one after the other: the fewer at once, the less memory. dropout: its rate.
-    """
+    computes its rows, one after the other: the fewer at once, the less memory. dropout: its rate."""
 
     def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0, gradient=gpt_gradient,
                  accumulate=1, dropout=0.0):
@@ -99,7 +98,7 @@ class Trainer:
         All threads together: loss_and_gradient, total being the number of targets that are not IGNORE; then
         add_gradients; then update, scaled by clip_scale (lesson 10) to CLIP. The threads' losses add up, and
         their squared norms. self.steps counts the step before its update. If loss or norm is not finite:
-        Diverged, and parameters, memory and steps are as before."""
+        Diverged, its message with f"step {self.steps + 1}"; parameters, memory and steps are as before."""
         total = np.count_nonzero(batch[1] != IGNORE)
         loss = sum(self.together(lambda i: self.loss_and_gradient(batch, total, i)))
         norm = math.sqrt(sum(self.together(self.add_gradients)))
@@ -113,9 +112,10 @@ class Trainer:
         """The i-th share of the rows, part by part: its part of the mean loss; its gradient in self.grads[i].
 
         self.gradient(self.ops, self.p, [each array's rows], total, g, self.dropout, seed) returns a part's
-        loss and overwrites g: self.grads[i] for part 0, later self.spare[i], from where it is added. Parts
-        are shares of the share: self.accumulate, fewer if rows are fewer. Without rows loss and gradient are
-        0. seed: 0, or with dropout an int from np.random.SeedSequence((self.seed, self.steps, i, part))."""
+        loss and overwrites g: self.grads[i] for part 0, later self.spare[i], which is then added. Parts are
+        shares of the share: self.accumulate, fewer if rows are fewer. Without rows loss and gradient are 0.
+        seed: 0, or with dropout, as an int, .generate_state(1)[0] of np.random.SeedSequence((self.seed,
+        self.steps, i, part))."""
         mine, loss, seed = share(0, len(batch[0]), i, self.threads), 0.0, 0
         parts = min(self.accumulate, mine.stop - mine.start)
         if parts == 0:  # more threads than rows

@@ -104,7 +104,8 @@ def init_parameters(config, seed=0, dtype=np.float32):  # Config, int -> Paramet
     c_proj, get a spread smaller by sqrt(2 n_layer): in a GPT that many add up there.
 
     Which is which: part_of(name, shape). A layer norm has ln_ in its name. The views are filled in their
-    order, from np.random.default_rng(seed) alone: the same seed gives the same model.
+    order, from np.random.default_rng(seed) alone: the same seed gives the same model. The numbers are those
+    of standard_normal in float64, times the spread; dtype is what they are stored as.
     """
     p, rng = Parameters(config, dtype=dtype), np.random.default_rng(seed)
     for name, view in p.views.items():

@@ -46,6 +46,9 @@ if __name__ == "__main__":
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has seen enough: make progress | head -3
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"{error.filename or 'The output'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)

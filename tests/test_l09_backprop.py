@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessons import l09_backprop as lesson
-from tests.close import assert_close, numeric_grad
+from tests.close import assert_close, numeric_grad, unchanged
 
 SIGMA = {"sigmoid": lambda z: 1 / (1 + np.exp(-z)), "tanh": np.tanh, "relu": lambda z: z * (z > 0),
          "identity": lambda z: z}
@@ -32,9 +32,10 @@ source, target = np.array([1, 2, 3, 4, 5]), np.array([1, 6, 7, 5, 0])  # the two
 
 @dtypes
 def test_sigmoid(dtype):
-    h = lesson.sigmoid(z.astype(dtype))
-    assert h.dtype == dtype, f"sigmoid of {dtype.__name__} gave {h.dtype}"
-    assert_close(h, SIGMA["sigmoid"](z), "h")
+    given = z.astype(dtype)
+    with unchanged(z=given):
+        h = lesson.sigmoid(given)
+    assert_close(h, SIGMA["sigmoid"](z), "h", dtype=dtype)
 
 
 @dtypes
@@ -75,11 +76,10 @@ def test_activation_forward_refuses_an_unknown_name():
 def test_activation_backward(name, dtype):
     dh = normal(2, 3, 4, seed=3)
     h, given = SIGMA[name](z.astype(dtype)), dh.astype(dtype)
-    kept = h.copy(), given.copy()
-    dz = lesson.activation_backward(given, (h, name))
-    assert_close(dz, numeric_grad(lambda z: (SIGMA[name](z) * dh).sum(), z), f"dz of {name}")
-    assert dz.dtype == dtype, f"dz is {dz.dtype}, of {dtype.__name__}"
-    assert np.array_equal(given, kept[1]) and np.array_equal(h, kept[0]), "dh or h was changed in place"
+    with unchanged(dh=given, h=h):
+        dz = lesson.activation_backward(given, (h, name))
+    want = numeric_grad(lambda z: (SIGMA[name](z) * dh).sum(), z)
+    assert_close(dz, want, f"dz of {name}", dtype=dtype)
 
 
 def test_activation_backward_of_relu_takes_0_at_the_corner():
@@ -98,12 +98,10 @@ def test_activation_backward_has_slope_0_where_a_curve_is_flat(name, h):
 @dtypes
 def test_dense_forward(name, dtype):
     given = [a.astype(dtype) for a in (z, weight, bias)]
-    h, cache = lesson.dense_forward(*given, name)
+    with unchanged(**dict(zip(("x", "weight", "bias"), given))):
+        h, cache = lesson.dense_forward(*given, name)
     want = SIGMA[name](np.einsum("...i,ik->...k", z, weight) + bias)
-    assert_close(h, want, f"{name}(x @ weight + bias)", rtol=1e-4)
-    assert h.dtype == dtype, f"h is {h.dtype}, of {dtype.__name__}"
-    for now, before, what in zip(given, (z, weight, bias), ("x", "weight", "bias")):
-        assert np.array_equal(now, before.astype(dtype)), f"{what} was changed in place"
+    assert_close(h, want, f"{name}(x @ weight + bias)", rtol=1e-4, dtype=dtype)
     x, w, (kept, called) = cache
     assert_close(x, given[0], "x in the cache", rtol=0, atol=0)
     assert_close(w, given[1], "weight in the cache", rtol=0, atol=0)
@@ -119,7 +117,9 @@ def dense_cache(x, weight, bias, name):
 def check_dense_backward(name, x):
     dh = normal(*x.shape[:-1], 5, seed=3)
     dweight, dbias = np.full((4, 5), 7.0), np.full(5, 7.0)  # not zeros: what was there must be gone
-    dx = lesson.dense_backward(dh, dense_cache(x, weight, bias, name), dweight, dbias)
+    cache = dense_cache(x, weight, bias, name)
+    with unchanged(dh=dh, x=x, weight=weight, h=cache[2][0]):
+        dx = lesson.dense_backward(dh, cache, dweight, dbias)
     out = lambda x, w, b: (SIGMA[name](x @ w + b) * dh).sum()
     assert_close(dx, numeric_grad(lambda x: out(x, weight, bias), x), "dx")
     assert_close(dweight, numeric_grad(lambda w: out(x, w, bias), weight), "dweight")
@@ -137,15 +137,11 @@ def test_dense_backward_sums_over_all_rows(shape):
 
 
 @dtypes
-def test_dense_backward_only_reads_what_it_is_given_and_keeps_its_dtype(dtype):
+def test_dense_backward_keeps_its_dtype(dtype):
     dh, x, w, b = (a.astype(dtype) for a in (normal(3, 5), z[0], weight, bias))
     cache = dense_cache(x, w, b, "sigmoid")
-    given = {"dh": dh, "x": x, "weight": w, "h": cache[2][0]}
-    kept = {name: a.copy() for name, a in given.items()}
     dx = lesson.dense_backward(dh, cache, np.empty((4, 5), dtype), np.empty(5, dtype))
     assert dx.dtype == dtype, f"dx is {dx.dtype}, of {dtype.__name__}"
-    for name, now in given.items():
-        assert_close(now, kept[name], f"{name}, which is only to be read,", rtol=0, atol=0)
 
 
 def test_dense_backward_of_a_chain_of_layers():
@@ -180,10 +176,10 @@ def test_dense_backward_of_a_chain_of_layers():
 
 def test_numeric_gradient():
     x = normal(2, 3)
-    got = lesson.numeric_gradient(lambda: np.exp(x).sum() + x[0, 0] * x[1, 2], x)
     want = np.exp(x)
     want[0, 0] += x[1, 2]
     want[1, 2] += x[0, 0]
+    got = lesson.numeric_gradient(lambda: np.exp(x).sum() + x[0, 0] * x[1, 2], x)
     assert_close(got, want, "gradient of sum(exp(x)) + x[0, 0] x[1, 2]", rtol=1e-8, atol=1e-9)
 
 
@@ -198,8 +194,9 @@ def test_numeric_gradient_of_a_view():
     """A part of an array, transposed: its flat copy is another array, which loss() does not look at."""
     whole = normal(3, 5)
     x = whole[:, 1:3].T
+    want = 2 * x
     got = lesson.numeric_gradient(lambda: (whole**2).sum(), x)
-    assert_close(got, 2 * whole[:, 1:3].T, "gradient of the sum of squares, for a view")
+    assert_close(got, want, "gradient of the sum of squares, for a view")
 
 
 def test_numeric_gradient_puts_x_back():
@@ -268,17 +265,28 @@ def test_init_parameters():
     assert not np.array_equal(p["W"], other["W"]), "another seed, the same numbers"
 
 
-def parameters(seed=0):
+def parameters(C=3, K=6):
     """Random, the biases too: those of zeros would hide a bias that is missing."""
-    g = np.random.default_rng(seed)
-    shapes = [(8, 3), (15, 6), (6,), (6, 6), (6,), (6, 40), (40,)]
+    g = np.random.default_rng(0)
+    shapes = [(8, C), (5 * C, K), (K,), (K, K), (K,), (K, 40), (40,)]
     return {name: g.normal(size=shape) / shape[0]**0.5 for name, shape in zip(NAMES, shapes)}
 
 
-def logits_of(words, p, name):
-    H = SIGMA[name](np.concatenate([p["W_e"][v] for v in words]) @ p["W"] + p["b"])
+def layers_of(words, p, name):
+    """What goes into the three layers, and what comes out of the last."""
+    e = np.concatenate([p["W_e"][v] for v in words])
+    H = SIGMA[name](e @ p["W"] + p["b"])
     D = SIGMA[name](H @ p["W'"] + p["b'"])
-    return (D @ p["W_o"] + p["b_o"]).reshape(5, 8)
+    return e, H, D, D @ p["W_o"] + p["b_o"]
+
+
+def logits_of(words, p, name):
+    return layers_of(words, p, name)[3].reshape(5, 8)
+
+
+def written_by(words, p, name):
+    best = logits_of(words, p, name).argmax(axis=-1)
+    return " ".join(lesson.WORDS[v] for v in best).split("<end>")[0].strip()
 
 
 def loss_of(words, answer, p, name):
@@ -291,19 +299,25 @@ def numeric_of(part, words, p, name):
     return numeric_grad(lambda x: loss_of(words, target, p | {part: x}, name), p[part])
 
 
+REPEATED = np.array([5, 4, 5, 0, 5])
+
+
 @hidden
-def test_model_forward(name):
-    p = parameters()
-    before = {part: x.copy() for part, x in p.items()}
-    logits, caches = lesson.model_forward(source, p, name)
-    assert_close(logits, logits_of(source, p, name), "logits")
-    assert all(np.array_equal(p[part], before[part]) for part in NAMES), "the parameters were changed"
-    e = np.concatenate([p["W_e"][v] for v in source])
-    H = SIGMA[name](e @ p["W"] + p["b"])
-    D = SIGMA[name](H @ p["W'"] + p["b'"])
+@pytest.mark.parametrize("words", [source, REPEATED], ids=["the source", "other words"])
+def test_model_forward(name, words):
+    p, words = parameters(), words.copy()
+    e, H, D, scores = layers_of(words, p, name)
+    with unchanged(source=words, **p):
+        logits, caches = lesson.model_forward(words, p, name)
+    assert_close(logits, scores.reshape(5, 8), "logits")
     assert len(caches) == 3, f"{len(caches)} caches: one of each layer is needed to go back"
-    for layer, (x, *_), want in zip(("encoder", "decoder", "output"), caches, (e, H, D)):
-        assert_close(x, want, f"x in the cache of the {layer}")
+    for layer, (x, weight, (h, called)), *want in zip(
+            ("encoder", "decoder", "output"), caches, (e, H, D), (p["W"], p["W'"], p["W_o"]), (H, D, scores),
+            (name, name, "identity")):
+        assert_close(x, want[0], f"x in the cache of the {layer}")
+        assert_close(weight, want[1], f"weight in the cache of the {layer}")
+        assert_close(h, want[2], f"h in the cache of the {layer}")
+        assert called == want[3], f"the {layer}'s cache says that its activation is {called!r}, not {want[3]!r}"
 
 
 @hidden
@@ -316,19 +330,20 @@ def test_loss_and_gradients(name):
         assert_close(g[part], numeric_of(part, source, p, name), f"gradient of {part}")
 
 
-def test_loss_and_gradients_change_no_parameter_and_start_from_zero_each_time():
-    p = parameters()
-    before = {part: x.copy() for part, x in p.items()}
-    (_, first), (_, again) = (lesson.loss_and_gradients(source, target, p, "tanh") for _ in range(2))
+def test_loss_and_gradients_are_new_arrays_each_time_and_change_nothing():
+    p, words, answer = parameters(), source.copy(), target.copy()
+    with unchanged(source=words, target=answer, **p):
+        (_, first), (_, again) = (lesson.loss_and_gradients(words, answer, p, "tanh") for _ in range(2))
     for part in NAMES:
-        assert_close(p[part], before[part], f"parameter {part}, which is only to be read,", rtol=0, atol=0)
         assert_close(again[part], first[part], f"gradient of {part}, asked a second time", rtol=0, atol=0)
+        assert not np.shares_memory(again[part], first[part]), \
+            f"the second gradient of {part} was written over the first, which the caller may still hold"
 
 
 def test_loss_and_gradients_of_words_that_repeat_or_do_not_occur():
-    p, words = parameters(), np.array([5, 4, 5, 0, 5])
-    _, g = lesson.loss_and_gradients(words, target, p, "tanh")
-    want = numeric_of("W_e", words, p, "tanh")
+    p = parameters(C=2, K=4)
+    want = numeric_of("W_e", REPEATED, p, "tanh")
+    _, g = lesson.loss_and_gradients(REPEATED, target, p, "tanh")
     assert_close(g["W_e"][5], want[5], "gradient of W_e[5], a word that occurs three times")
     assert_close(g["W_e"], want, "gradient of W_e")
     assert not g["W_e"][[1, 2, 3, 6, 7]].any(), "words that do not occur have gradient 0"
@@ -382,27 +397,23 @@ def test_write():
     assert lesson.write(source, p, "tanh") == "to to read read books", "five words leave no place for <end>"
 
 
-def test_train_takes_steps_down_the_gradient():
-    p, losses = parameters(), []
+def test_train_takes_steps_down_the_gradient_and_notes_what_was_written_before_each():
+    p, noted = parameters(C=2, K=4), []
     arrays, want = dict(p), {name: x.copy() for name, x in p.items()}
-    for _ in range(2):
-        losses.append(loss_of(source, target, want, "tanh"))
-        g = {name: numeric_of(name, source, want, "tanh") for name in NAMES}
-        want = {name: want[name] - 0.1 * g[name] for name in NAMES}
-    history = lesson.train(source, target, p, "tanh", rate=0.1, steps=2)
-    assert len(history) == 2, f"{len(history)} entries of 2 steps"
-    assert_close([loss for loss, _ in history], losses, "the losses before steps 1 and 2")
+    for _ in range(3):
+        noted.append((loss_of(REPEATED, target, want, "tanh"), written_by(REPEATED, want, "tanh")))
+        g = {name: numeric_of(name, REPEATED, want, "tanh") for name in NAMES}
+        want = {name: want[name] - 0.3 * g[name] for name in NAMES}
+    words, answer = REPEATED.copy(), target.copy()
+    with unchanged(source=words, target=answer):
+        history = lesson.train(words, answer, p, "tanh", rate=0.3, steps=3)
+    assert len(history) == 3, f"{len(history)} entries of 3 steps"
+    assert_close([loss for loss, _ in history], [loss for loss, _ in noted], "the losses before each step")
+    for step, ((_, text), (_, wanted)) in enumerate(zip(history, noted), 1):
+        assert text == wanted, f"before step {step} the model wrote {wanted!r}, and {text!r} is noted"
     for name in NAMES:
-        assert_close(p[name], want[name], f"{name} after two steps")
+        assert_close(p[name], want[name], f"{name} after three steps")
         assert p[name] is arrays[name], f"{name} is a new array: it was to be changed in place"
-
-
-def test_train_writes_down_what_is_written_before_each_step():
-    p = parameters()
-    best = logits_of(source, p, "relu").argmax(axis=-1)
-    (_, words), = lesson.train(source, target, p, "relu", rate=1.0, steps=1)
-    want = " ".join(lesson.WORDS[v] for v in best).split("<end>")[0].strip()
-    assert words == want, f"{words!r} is noted, but before the step the model wrote {want!r}"
 
 
 @hidden

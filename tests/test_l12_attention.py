@@ -108,7 +108,7 @@ def assert_right(got, want, name, mistakes):
     """assert_close, which says what was done if got is one of the mistakes."""
     __tracebackhide__ = True
     try:
-        assert_close(got, want, name)
+        assert_close(got, want, name, rtol=1e-9, atol=1e-9, dtype=float)
     except AssertionError as error:
         done = [what for what, out in mistakes.items()
                 if np.shape(got) == out.shape and np.allclose(got, out, equal_nan=True)]
@@ -192,9 +192,9 @@ def test_attention_backward(mask):
     with unchanged(q=one, k=two, v=three, weights=weights, dout=d):
         dq, dk, dv = lesson.attention_backward(d, (one, two, three, weights))
     loss = lambda q, k, v: (formula(q, k, v, mask) * dout).sum()
-    assert_close(dv, numeric_grad(lambda v: loss(q, k, v), v), "dv", rtol=1e-4)
-    assert_close(dq, numeric_grad(lambda q: loss(q, k, v), q), "dq", rtol=1e-4)
-    assert_close(dk, numeric_grad(lambda k: loss(q, k, v), k), "dk", rtol=1e-4)
+    assert_close(dv, numeric_grad(lambda v: loss(q, k, v), v), "dv", rtol=1e-4, dtype=float)
+    assert_close(dq, numeric_grad(lambda q: loss(q, k, v), q), "dq", rtol=1e-4, dtype=float)
+    assert_close(dk, numeric_grad(lambda k: loss(q, k, v), k), "dk", rtol=1e-4, dtype=float)
 
 
 def test_attention_backward_takes_any_leading_axes():
@@ -226,6 +226,13 @@ def test_causal_mask_takes_the_queries_as_the_last_positions():
     assert_close(lesson.causal_mask(1, 3), np.array([[1, 1, 1]], bool), "causal_mask(1, 3)")
 
 
+def test_causal_mask_of_any_size_is_an_array_of_its_own():
+    sizes = [(1, 1), (4, 4), (2, 5), (3, 7), (1, 6), (6, 7), (2, 2)]
+    masks = [lesson.causal_mask(*size) for size in sizes]  # all made before the first is looked at
+    for size, got in zip(sizes, masks):
+        assert_close(got, visible(*size, True, None)[0], f"causal_mask{size}, when others were made after it")
+
+
 def test_causal_mask_refuses_more_queries_than_keys():
     with pytest.raises(ValueError):
         lesson.causal_mask(4, 3)
@@ -233,8 +240,17 @@ def test_causal_mask_refuses_more_queries_than_keys():
 
 def test_padding_mask():
     want = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]], bool)[:, None, None]
-    assert_close(lesson.padding_mask(np.array([2, 3, 1]), 3), want, "padding_mask of 2, 3, 1", dtype=bool)
-    assert_close(lesson.padding_mask([2, 3, 1], 3), want, "padding_mask of a list")
+    lengths, listed = np.array([2, 3, 1]), [2, 3, 1]
+    with unchanged(lengths=lengths):
+        got = lesson.padding_mask(lengths, 3)
+    assert_close(got, want, "padding_mask of 2, 3, 1", dtype=bool)
+    assert_close(lesson.padding_mask(listed, 3), want, "padding_mask of a list")
+    assert listed == [2, 3, 1], f"the lengths were 2, 3, 1, and are {listed} now: they are only to be read"
+
+
+def test_padding_mask_has_as_many_columns_as_there_are_keys():
+    want = np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], bool)[:, None, None]
+    assert_close(lesson.padding_mask([2, 1], 5), want, "padding_mask of 2, 1 for 5 keys")
 
 
 @pytest.mark.parametrize("lengths", [[0, 2], [2, 4], [-1]])
@@ -247,11 +263,14 @@ def test_padding_mask_refuses_lengths_that_do_not_fit(lengths):
 
 
 def test_split_heads():
-    x = np.arange(120).reshape(2, 5, 12)
-    assert_close(lesson.split_heads(x, 3), heads(x, 3), "heads")
+    x = np.arange(120, dtype=np.float32).reshape(2, 5, 12)
+    with unchanged(x=x):
+        got = lesson.split_heads(x, 3)
+    assert_close(got, heads(x, 3), "heads", dtype=np.float32)
     part = np.arange(48).reshape(1, 3, 16)[..., 4:12]  # like q in q|k|v
+    want = heads(part, 2)
     got = lesson.split_heads(part, 2)
-    assert_close(got, heads(part, 2), "heads of a view")
+    assert_close(got, want, "heads of a view")
     assert np.shares_memory(got, part), "split_heads should be a view: reshape and swapaxes move no number"
 
 
@@ -261,8 +280,10 @@ def test_split_heads_refuses_heads_that_do_not_divide_the_channels():
 
 
 def test_merge_heads():
-    x = rng.normal(size=(2, 3, 4, 5))  # (B, H, T, D)
-    assert_close(lesson.merge_heads(x), np.concatenate([x[:, h] for h in range(3)], axis=-1), "out")
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)  # (B, H, T, D)
+    with unchanged(x=x):
+        got = lesson.merge_heads(x)
+    assert_close(got, np.concatenate([x[:, h] for h in range(3)], axis=-1), "out", dtype=np.float32)
     split = packed_q.reshape(B, 4, H, C // H).swapaxes(1, 2)
     merged = lesson.merge_heads(split)
     assert np.shares_memory(merged, packed_q), "merge_heads should undo split_heads by a view"
@@ -281,9 +302,22 @@ def test_the_errors_name_the_numbers_that_do_not_fit():
 
 @cases
 def test_cross_attention_forward(causal, lengths):
-    out, _ = lesson.cross_attention_forward(packed_q, packed_kv, H, causal, lengths)
     asked = packed_q, packed_kv, H, causal, lengths
-    assert_right(out, multi_head(*asked), "out", of_mistakes_with_heads(*asked))
+    want, mistakes = multi_head(*asked), of_mistakes_with_heads(*asked)
+    given = np.array(lengths or [])
+    with unchanged(lengths=given):
+        out, _ = lesson.cross_attention_forward(*asked[:4], given if lengths else None)
+    assert_right(out, want, "out", mistakes)
+
+
+@pytest.mark.parametrize("Tq", [1, 2, 3])
+def test_cross_attention_forward_takes_the_queries_as_the_last_positions(Tq):
+    q, kv = (rng.normal(size=s) for s in [(3, Tq, 8), (3, 6, 16)])
+    see = [[[j <= 6 - Tq + t for j in range(6)] for t in range(Tq)]] * 3
+    want = np.concatenate([formula(q[..., h], kv[..., h], kv[..., 8:][..., h], see)
+                           for h in (slice(0, 4), slice(4, 8))], axis=-1)
+    out, _ = lesson.cross_attention_forward(q, kv, 2, causal=True)
+    assert_close(out, want, f"out of {Tq} queries, the last of 6 positions")
 
 
 def test_cross_attention_forward_is_not_causal_if_nothing_is_said():
@@ -410,7 +444,8 @@ def test_flash_attention_is_the_same_for_every_tile(Tq, older, tile, seed):
     g, Tk = np.random.default_rng(seed), Tq + older
     q, k, v = (g.normal(size=(2, T, 3)) * 3 for T in (Tq, Tk, Tk))
     see = visible(Tq, Tk, True, [Tk])[0]
-    assert_close(lesson.flash_attention(q, k, v, see, tile=tile), formula(q, k, v, see), "out")
+    want = formula(q, k, v, see)
+    assert_close(lesson.flash_attention(q, k, v, see, tile=tile), want, "out", rtol=1e-9, atol=1e-9)
 
 
 def test_flash_attention_never_holds_all_scores():

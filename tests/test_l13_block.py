@@ -74,7 +74,7 @@ def test_linear_forward_keeps_x_and_weight_for_backward():
 
 def test_linear_forward_of_float32_is_float32():
     out, _ = lesson.linear_forward(*halved(x, weight, bias, residual))
-    assert out.dtype == np.float32, f"out is {out.dtype}, expected float32"
+    assert_close(out, x @ weight + bias + residual, "out", dtype=np.float32)
 
 
 def linear_gradients(dout):
@@ -113,6 +113,15 @@ def test_linear_backward_writes_through_a_transposed_view():
     assert_close(table, np.einsum("btk,btc->kc", dout, x), "the table's gradient")
 
 
+def test_linear_backward_of_float32_is_float32():
+    _, cache = lesson.linear_forward(*halved(x, weight, bias))
+    dweight, dbias = halved(*junk((C, K), K))
+    dx = lesson.linear_backward(*halved(dout), cache, dweight, dbias)
+    assert_close(dx, dout @ weight.T, "dx", dtype=np.float32)
+    assert_close(dweight, np.einsum("btc,btk->ck", x, dout), "dweight")
+    assert_close(dbias, dout.sum((0, 1)), "dbias")
+
+
 @settings(deadline=None, max_examples=10)
 @given(st.floats(-5, 5), st.integers(0, 99))
 def test_linear_backward_is_linear_in_dout(factor, seed):
@@ -138,8 +147,9 @@ def test_linear_gelu_forward_keeps_x_weight_and_the_slope_for_backward():
 
 
 def test_linear_gelu_forward_is_near_zero_or_near_y_far_out():
-    y = np.array([[-30.0, -6.0, 0.0, 6.0, 30.0]])
-    got, (_, _, slope) = lesson.linear_gelu_forward(y, np.eye(5), np.zeros(5))
+    y = np.array([[-100.0, -6.0, 0.0, 6.0, 100.0]])
+    with np.errstate(over="raise", divide="raise", invalid="raise"):  # tanh overflows nowhere, exp does
+        got, (_, _, slope) = lesson.linear_gelu_forward(y, np.eye(5), np.zeros(5))
     assert_close(got, np.maximum(y, 0), "gelu", atol=1e-5)
     assert_close(slope, [[0, 0, 0.5, 1, 1]], "slope", atol=1e-5)
 
@@ -153,7 +163,9 @@ def test_linear_gelu_forward_is_the_gaussian_cdf_times_y():
 
 def test_linear_gelu_forward_of_float32_is_float32():
     out, (_, _, slope) = lesson.linear_gelu_forward(*halved(x, weight, bias))
-    assert out.dtype == slope.dtype == np.float32, f"out is {out.dtype}, slope {slope.dtype}, not float32"
+    y, step = x @ weight + bias, 1e-5
+    assert_close(out, gelu(y), "out", dtype=np.float32)
+    assert_close(slope, (gelu(y + step) - gelu(y - step)) / (2 * step), "slope", dtype=np.float32)
 
 
 def gelu_gradients(dout):
@@ -201,8 +213,17 @@ def test_layernorm_forward_ignores_scale_and_shift_of_a_row(n, c, factor):
 
 
 def test_layernorm_forward_of_float32_is_float32():
-    out, _ = lesson.layernorm_forward(*halved(x, scale, shift))
-    assert out.dtype == np.float32, f"out is {out.dtype}, expected float32"
+    out, (xhat, rstd, _) = lesson.layernorm_forward(*halved(x, scale, shift))
+    assert_close(out, norm(x, scale, shift), "out", dtype=np.float32)
+    assert_close(xhat, norm(x, 1, 0), "xhat", dtype=np.float32)
+    assert_close(rstd, 1 / np.sqrt(x.var(-1, keepdims=True) + 1e-5), "rstd", dtype=np.float32)
+
+
+def test_layernorm_forward_keeps_its_digits_where_the_mean_is_large():
+    far, = halved(x + 1000)
+    out, _ = lesson.layernorm_forward(far, *halved(scale, shift))
+    assert_close(out, norm(far.astype(float), scale, shift), "out of float32 rows around 1000, where "
+                 "mean(x^2) - mean^2 has no digits left,", rtol=1e-3, atol=1e-3)
 
 
 def layernorm_gradients(dout, dresidual=None):
@@ -231,6 +252,17 @@ def test_layernorm_backward_of_rows_without_a_batch():
     close_to_slope(dx, numeric_grad(lambda x: (norm(x, scale, shift) * dx_out[0]).sum(), x[0]), "dx")
     assert_close(dweight, np.einsum("tc,tc->c", dx_out[0], norm(x[0], 1, 0)), "dweight")
     assert_close(dbias, np.einsum("tc->c", dx_out[0]), "dbias")
+
+
+def test_layernorm_backward_of_float32_is_float32():
+    _, cache = lesson.layernorm_forward(*halved(x, scale, shift))
+    want = numeric_grad(lambda x: (norm(x, scale, shift) * dx_out).sum(), x)
+    for more, name in ((), "dx"), (halved(dresidual), "dx, dresidual added,"):
+        dweight, dbias = halved(*junk(C, C))
+        dx = lesson.layernorm_backward(*halved(dx_out), cache, dweight, dbias, *more)
+        assert_close(dx, want + sum(more), name, dtype=np.float32)
+        assert_close(dweight, (dx_out * norm(x, 1, 0)).sum((0, 1)), "dweight")
+        assert_close(dbias, dx_out.sum((0, 1)), "dbias")
 
 
 def test_layernorm_backward_of_a_shift_is_zero():
@@ -288,7 +320,8 @@ def test_dropout_forward_drops_what_is_below_the_rate_and_nothing_at_it():
     lowest = min(bits(place, 3) for place in range(x.size))
     for rate in lowest / 2**32, (lowest + 0.5) / 2**32:
         out, _ = lesson.dropout_forward(x, rate, seed=3)
-        assert (out != 0).all(), f"all bits are >= {lowest}: rate * 2**32 = {rate * 2**32} must drop nothing"
+        assert (out != 0).all(), (f"all bits are >= {lowest}: rate * 2**32 = {rate * 2**32} must drop none: "
+                                  "use <, not <=, and int(rate * 2**32)")
 
 
 def test_dropout_forward_depends_on_the_seed_alone():
@@ -307,9 +340,11 @@ def test_dropout_forward_has_no_pattern():
         assert_close(both.mean(), 0.25, f"{name} that fall together", rtol=0, atol=0.01)
 
 
-def test_dropout_forward_of_float32_is_float32():
-    out, mask = lesson.dropout_forward(*halved(x), 0.5, seed=3)
-    assert out.dtype == mask.dtype == np.float32, f"out is {out.dtype}, scale {mask.dtype}, not float32"
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_forward_keeps_the_dtype(dtype):
+    out, mask = lesson.dropout_forward(x.astype(dtype), 0.3, seed=3)
+    assert_close(out, x * keep(x.shape, 0.3, 3), "out", dtype=dtype)
+    assert_close(mask, keep(x.shape, 0.3, 3), "scale", dtype=dtype)
 
 
 def test_dropout_backward_uses_the_mask_of_forward():
@@ -362,6 +397,14 @@ def operations(called=None):
                               for way in ("forward", "backward")})
 
 
+def check_called(called, *names):
+    """What lesson.f(ops, ...) called of ops, against what it should have, in this order."""
+    for name in names:
+        assert called.count(name) == names.count(name), (
+            f"{name} must be called as ops.{name}: {names.count(name)} times, not {called.count(name)}")
+    assert called == [*names], f"called of ops: {called}, expected {[*names]}"
+
+
 def causal(qkv):
     return l12_attention.self_attention_forward(qkv, H)
 
@@ -399,7 +442,7 @@ def test_look_forward_drops_before_it_adds_x():
 def test_look_forward_calls_the_operations_of_ops():
     called = []
     lesson.look_forward(operations(called), x, p, causal)
-    assert called == ["layernorm_forward", "linear_forward", "linear_forward"], f"called of ops: {called}"
+    check_called(called, "layernorm_forward", "linear_forward", "linear_forward")
 
 
 def test_look_forward_keeps_the_caches_of_layer_norm_linear_attention_and_branch():
@@ -428,8 +471,8 @@ def test_look_backward(dropout):
 def test_look_backward_calls_the_operations_of_ops():
     called = []
     look_gradients(dx_out, called=called)
-    want = ["linear_backward", "self_attention_backward", "linear_backward", "layernorm_backward"]
-    assert called == want, f"called of ops: {called}"
+    check_called(called, "linear_backward", "self_attention_backward", "linear_backward",
+                 "layernorm_backward")
 
 
 def block_gradients(dout, dropout=0.0, seed=0):

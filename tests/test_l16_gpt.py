@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lessons import devices
 from lessons import l16_gpt as lesson
+from lessons.l13_block import block_forward
 from lessons.parameters import Config, Parameters, init_parameters
 from tests.close import assert_close
 
@@ -68,11 +69,13 @@ def gpt(p, tokens, start=0, sees=CAUSAL, dropout=0.0, seed=0):  # (B, T) -> (B, 
 
 
 def test_gpt_forward():
-    assert_close(forward(model(), tokens), gpt(model(), tokens), "logits")
+    want = gpt(model(), tokens)
+    assert_close(forward(model(), tokens), want, "logits")
 
 
 def test_gpt_forward_starts_at_the_position_it_is_told():
-    assert_close(forward(model(), tokens, start=1), gpt(model(), tokens, start=1), "logits with start=1")
+    want = gpt(model(), tokens, start=1)
+    assert_close(forward(model(), tokens, start=1), want, "logits with start=1")
 
 
 @settings(deadline=None, max_examples=8)
@@ -92,9 +95,10 @@ def test_gpt_forward_lets_the_caller_attend():
     def attention(qkv, layer):
         layers.append(layer)
         return qkv[..., -CONFIG.n_embd:].copy(), None
+    want = gpt(model(), tokens, sees=np.eye(5))
     got = forward(model(), tokens, attention=attention)
     assert layers == [0, 1], f"attention was called for the layers {layers}, expected 0 and 1"
-    assert_close(got, gpt(model(), tokens, sees=np.eye(5)), "logits, when all look at themselves alone")
+    assert_close(got, want, "logits, when all look at themselves alone")
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -103,20 +107,38 @@ def test_gpt_forward_drops_by_the_seed_of_each_layer(seed):
     assert_close(forward(model(), tokens, dropout=0.3, seed=seed), want, "logits with dropout")
 
 
-def test_gpt_forward_keeps_what_backward_needs():
-    ops, last = devices.ops("numpy"), {}
+def arrays_of(cache):
+    """All arrays of nested tuples and lists, in order."""
+    if isinstance(cache, (tuple, list)):
+        return [array for part in cache for array in arrays_of(part)]
+    return [] if cache is None else [cache]
 
-    def recorded(name, op):
-        def run(*args, **settings):
-            out, last[name] = op(*args, **settings)
-            return out, last[name]
-        return run
-    for name in "embedding", "layernorm", "linear":
-        setattr(ops, f"{name}_forward", recorded(name, getattr(ops, f"{name}_forward")))
-    _, (embedding, blocks, norm, head) = lesson.gpt_forward(ops, model(), tokens)
-    for name, got in ("embedding", embedding), ("layernorm", norm), ("linear", head):
-        assert got is last[name], f"the cache of the last {name} is not where backward looks for it"
-    assert len(blocks) == 2, f"{len(blocks)} caches of blocks, and there are 2 blocks"
+
+def assert_same_cache(got, want, name):
+    got, want = arrays_of(got), arrays_of(want)
+    assert len(got) == len(want), f"{name} holds {len(got)} arrays, expected {len(want)}"
+    for i, (a, b) in enumerate(zip(got, want)):
+        assert_close(a, b, f"array {i} of {name}")
+
+
+def test_gpt_forward_keeps_what_backward_needs():
+    """Step by step with the operations of earlier lessons: each leaves its cache."""
+    ops, p, blocks = devices.ops("numpy"), model(), []
+    x, embedding = ops.embedding_forward(tokens, p["wte.weight"], p["wpe.weight"])
+    for block in p.blocks:
+        x, cache = block_forward(ops, x, block, lambda qkv: ops.self_attention_forward(qkv, 2, causal=True))
+        blocks.append(cache)
+    h, norm = ops.layernorm_forward(x, *p["ln_f"])
+    _, head = ops.linear_forward(h, p["wte.weight"].T)
+    _, cache = lesson.gpt_forward(ops, model(), tokens)
+    assert type(cache) is tuple and len(cache) == 4 and type(cache[1]) is list, \
+        "the cache must be a tuple (embedding, [block 0, block 1, ...], layer norm, head)"
+    assert len(cache[1]) == 2, f"{len(cache[1])} caches of blocks, and there are 2 blocks"
+    assert_same_cache(cache[0], embedding, "cache[0], that of embedding_forward,")
+    for layer, want in enumerate(blocks):
+        assert_same_cache(cache[1][layer], want, f"cache[1][{layer}], that of block {layer},")
+    assert_same_cache(cache[2], norm, "cache[2], that of layernorm_forward with ln_f,")
+    assert_same_cache(cache[3], head, "cache[3], that of the head's linear_forward,")
 
 
 def test_gpt_forward_only_reads_parameters_and_tokens():
@@ -154,7 +176,8 @@ def gradients(p, **settings):
     ops, g = devices.ops("numpy"), Parameters(CONFIG, dtype=np.float64)
     g.flat[:] = 7  # not zeros: what was there must be gone
     _, cache = lesson.gpt_forward(ops, p, tokens, **settings)
-    lesson.gpt_backward(ops, dlogits.copy(), cache, g)
+    returned = lesson.gpt_backward(ops, dlogits.copy(), cache, g)
+    assert returned is None, "tokens have no gradient: nothing is to be returned"
     return g
 
 
@@ -168,6 +191,22 @@ def slope(p, view, direction, **settings):
     return (losses[0] - losses[1]) / 2e-5
 
 
+def test_gpt_backward_goes_through_the_layers_from_the_last_to_the_first():
+    ops, g, order = devices.ops("numpy"), Parameters(CONFIG, dtype=np.float64), []
+    _, cache = lesson.gpt_forward(ops, model(), tokens)
+    original = ops.layernorm_backward
+
+    def layernorm_backward(dout, cache, dweight, *others, **settings):
+        order.extend(name for name, view in g.views.items() if np.shares_memory(view, dweight))
+        return original(dout, cache, dweight, *others, **settings)
+
+    ops.layernorm_backward = layernorm_backward
+    lesson.gpt_backward(ops, dlogits.copy(), cache, g)
+    want = ["ln_f.weight", "h.1.ln_2.weight", "h.1.ln_1.weight", "h.0.ln_2.weight", "h.0.ln_1.weight"]
+    assert order == want, \
+        f"gradients of layer norms were written in the order {order}, expected {want}: the last layer first?"
+
+
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3, "seed": 2}], ids=["plain", "dropout"])
 def test_gpt_backward(options):
     p = model()
@@ -175,7 +214,7 @@ def test_gpt_backward(options):
     for name in BACKWARD:
         view, places = p.views[name], np.random.default_rng(1).choice(p.views[name].size, 3, replace=False)
         want = [slope(p, view, (np.arange(view.size) == i).reshape(view.shape), **options) for i in places]
-        assert_close(g.views[name].reshape(-1)[places], want, f"three numbers of d {name}", atol=1e-7)
+        assert_close(g.views[name].reshape(-1)[places], want, f"d {name} at 3 places", atol=1e-7)
 
 
 @pytest.mark.parametrize("name", BACKWARD)

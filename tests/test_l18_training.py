@@ -9,6 +9,9 @@ import pathlib
 import subprocess
 import sys
 import threading
+from collections import Counter
+from fractions import Fraction
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,25 +61,42 @@ def test_rows_targets_are_the_inputs_one_position_later():
     assert_close(Y, X + 1, "Y: Y[b, t] is the token that follows X[b, t] in the text", 0, 0)
 
 
-def test_rows_begin_at_every_place_where_they_fit_equally_often():
-    first, last = [], []
-    for step in range(200):
-        X, Y = lesson.rows(np.arange(12), batch=4, block=8, seed=0, step=step)
-        first, last = [*first, *X[:, 0]], [*last, *Y[:, -1]]
-    assert min(first) == 0 and max(last) == 11, (
-        f"the windows reach from token {min(first)} to {max(last)} of 0 to 11: is the range one too short?")
-    counts = np.bincount(first)
-    assert len(counts) == 4 and min(counts) > 150, f"of 800 windows {counts} begin at 0, 1, 2 and 3"
-
-
 def test_rows_depend_on_seed_and_step_alone():
     def draw(seed, step):
         return lesson.rows(TOKENS, batch=4, block=8, seed=seed, step=step)[0].tolist()
 
     assert draw(1, 5) == draw(1, 5), (
         "the same seed and step drew other rows: a resumed run would see another text")
-    others = {str(draw(*pair)) for pair in [(1, 5), (1, 6), (2, 5), (5, 1), (2, 4), (1, 0)]}
-    assert len(others) == 6, "another step or seed must draw other rows"
+    for one, other in combinations([(0, 1), (1, 0), (1, 5), (1, 6), (2, 5), (5, 1)], 2):
+        assert draw(*one) != draw(*other), f"(seed, step) = {one} and {other} drew the same rows"
+
+
+def test_rows_begin_at_every_place_where_they_fit_equally_often():
+    first, last, pairs = [], [], Counter()
+    for step in range(200):
+        X, Y = lesson.rows(np.arange(12), batch=4, block=8, seed=0, step=step)
+        first, last = [*first, *X[:, 0]], [*last, *Y[:, -1]]
+        pairs[int(X[0, 0]), int(X[1, 0])] += 1
+    assert min(first) == 0 and max(last) == 11, (
+        f"the windows reach from token {min(first)} to {max(last)} of 0 to 11: is the range one too short?")
+    counts = np.bincount(first)
+    assert len(counts) == 4 and min(counts) > 150, f"of 800 windows {counts} begin at 0, 1, 2 and 3"
+    assert len(pairs) == 16, (
+        f"the first two windows of a batch begin at {sorted(pairs)}, expected all 16 pairs of 0 to 3 in 200 "
+        "batches: is every start drawn by itself?")
+
+
+def test_rows_are_those_that_the_generator_draws():
+    starts = np.random.default_rng((3, 7)).integers(0, 41, 6)
+    X, _ = lesson.rows(np.arange(50), batch=6, block=9, seed=3, step=7)
+    assert_close(X[:, 0], starts, "where rows begin, by default_rng((seed, step)).integers(0, 50 - 9, 6),")
+
+
+def test_share_gives_the_pieces_of_its_example():
+    for i, (start, stop) in enumerate([(0, 2), (2, 4), (4, 7), (7, 9), (9, 12)]):
+        got = lesson.share(0, 12, i, 5)
+        assert type(got) is slice, f"share(0, 12, {i}, 5) is {got!r}, expected a slice"
+        assert got == slice(start, stop), f"share(0, 12, {i}, 5) is {got}, expected {slice(start, stop)}"
 
 
 @settings(deadline=None, max_examples=20)
@@ -84,12 +104,10 @@ def test_rows_depend_on_seed_and_step_alone():
 @example(0, 2, 3)
 @given(st.integers(0, 100), st.integers(0, 1000), st.integers(1, 17))
 def test_share_cuts_a_range_into_nearly_equal_pieces(start, n, parts):
-    pieces = [lesson.share(start, start + n, i, parts) for i in range(parts)]
-    covered = [k for piece in pieces for k in range(piece.start, piece.stop)]
-    assert covered == list(range(start, start + n)), (
-        "the pieces do not cover the range once: is a rest dropped?")
-    sizes = [piece.stop - piece.start for piece in pieces]
-    assert max(sizes) - min(sizes) <= 1, f"sizes {sizes} differ by more than one"
+    borders = [start + math.floor(Fraction(n * i, parts)) for i in range(parts + 1)]
+    got = [lesson.share(start, start + n, i, parts) for i in range(parts)]
+    want = [slice(*border) for border in pairwise(borders)]
+    assert got == want, f"range({start}, {start + n}) in {parts} pieces: got {got}, expected {want}"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -129,7 +147,7 @@ MATRIX = "decoder.h.1.mlp.c_fc.weight"  # (16, 64)
 def half_squares(ops, p, batch, total, g, dropout, seed, calls):  # x (B, 16), y (B,), z (B,)
     """A toy: the sum of (z * sum(x @ MATRIX) - y)^2 / 2 over the rows whose target y counts, over total."""
     x, y, z = batch
-    calls.append({"rows": len(x), "total": total, "dropout": dropout, "seed": seed})
+    calls.append({"rows": len(x), "total": total, "dropout": dropout, "seed": seed, "g": g})
     error = np.where(y == IGNORE, 0, z * (x @ p[MATRIX]).sum(1) - y)
     g.flat[:] = 0
     g[MATRIX][:] = ((error * z) @ x / total)[:, None]
@@ -161,11 +179,17 @@ def test_trainer_loss_and_gradient(threads, accumulate):
     for i in range(threads):
         t.flat_grads[:] = np.nan  # whatever was there before
         calls.clear()
-        loss = t.loss_and_gradient((x, y, z), 7, i)
         mine = slice(8 * i // threads, 8 * (i + 1) // threads)
         error = (z * (x @ t.p[MATRIX].astype(float)).sum(1) - y)[mine] * (y != IGNORE)[mine]
-        assert_close(loss, (error**2).sum() / 2 / 7, f"loss of thread {i}")
         want = np.repeat(((error * z[mine])[:, None] * x[mine]).sum(0)[:, None] / 7, 64, axis=1)
+        loss = t.loss_and_gradient((x, y, z), 7, i)
+        for part, call in enumerate(calls):
+            where = f"self.spare[{i}]" if part else f"self.grads[{i}]"
+            assert call["g"] is (t.spare[i] if part else t.grads[i]), (
+                f"thread {i}, part {part}: g is to be {where}, which no other thread writes into")
+        assert calls or not t.grads[i].flat.any(), (
+            f"thread {i} has no rows: its gradient must become 0, what stood there before is left")
+        assert_close(loss, (error**2).sum() / 2 / 7, f"loss of thread {i}")
         assert_close(t.grads[i][MATRIX], want, f"gradient of thread {i}", rtol=1e-5, atol=1e-6)
         assert np.isnan(np.delete(t.flat_grads, i, axis=0)).all(), f"thread {i} wrote into another's buffer"
         n = mine.stop - mine.start
@@ -189,10 +213,13 @@ def test_trainer_loss_and_gradient_has_another_seed_for_every_thread_part_and_st
 
     calls = []
     drawn = seeds(toy(calls, 2, 3, dropout=0.1), range(4))
+    want = [int(np.random.SeedSequence((0, step, i, part)).generate_state(1)[0])
+            for step in range(4) for i in range(2) for part in range(3)]
     assert len(drawn) == len(set(drawn)) == 4 * 2 * 3, "two draws of the dropout have the same seed"
     assert seeds(toy(calls, 2, 3, dropout=0.1), [3]) == drawn[-6:], "a resumed run drops other numbers"
     assert not set(seeds(toy(calls, 2, 3, dropout=0.1, seed=1), range(4))) & set(drawn), "another run's seed"
     assert set(seeds(toy(calls, 2, 3), range(4))) == {0}, "without dropout the seed is 0"
+    assert_close(drawn, want, "seeds of 4 steps, 2 threads and 3 parts, by (self.seed, self.steps, i, part),")
 
 
 def test_trainer_add_gradients():
@@ -254,11 +281,12 @@ def test_trainer_step_changes_nothing_when_loss_or_gradient_is_not_finite(loss, 
     t.step(*toy_batch(8))
     t.step(*toy_batch(8))
     before, diverges = (t.p.flat.copy(), t.m.copy(), t.v.copy()), True
-    with pytest.raises(lesson.Diverged, match="step 3"):
+    with pytest.raises(lesson.Diverged) as raised:
         t.step(*toy_batch(8))
+    assert t.steps == 2, f"steps is {t.steps} after two steps and one that failed, expected 2"
     for name, was, array in zip(("parameters", "momentum", "variance"), before, (t.p.flat, t.m, t.v)):
         assert_close(array, was, name, 0, 0)
-    assert t.steps == 2, f"steps is {t.steps} after two steps and one that failed"
+    assert "step 3" in str(raised.value), f"the message, {raised.value}, does not say that it was step 3"
 
 
 def test_trainer_step_runs_the_threads_at_the_same_time():

@@ -33,17 +33,21 @@ def hugging_face(config):
 @pytest.mark.parametrize("config", [CONFIG, GPT2, Config(5, 3, 1, 1, 3)])
 def test_config_shapes_are_those_of_hugging_face(config):
     got, want = config.shapes(), hugging_face(config)
-    assert set(got) == set(want), f"missing {set(want) - set(got)}, too many {set(got) - set(want)}"
+    assert set(got) == set(want), f"missing {sorted(set(want) - set(got))}, " \
+        f"too many {sorted(set(got) - set(want))}"
     for name in want:
         assert got[name] == want[name], f"{name} has shape {got[name]}, expected {want[name]}"
-    assert list(got) == list(want), "all names are there, in another order"
+    for place, (yours, name) in enumerate(zip(got, want)):
+        assert yours == name, f"all names are there, but at place {place} got {yours}, expected {name}"
 
 
 def test_config_shapes_of_a_block_with_more_modules():
     got = list(Config(7, 5, 2, 1, 4).shapes({"gate": (4, 6)}).items())
     for layer, first in enumerate((14, 28)):
-        assert got[first:first + 2] == [(f"h.{layer}.gate.weight", (4, 6)), (f"h.{layer}.gate.bias", (6,))], \
-            f"the last module of block {layer}, places {first} and {first + 1}: {got[first:first + 2]}"
+        want = [(f"h.{layer}.gate.weight", (4, 6)), (f"h.{layer}.gate.bias", (6,))]
+        assert got[first:first + 2] == want, (
+            f"more is {{'gate': (4, 6)}}: at places {first} and {first + 1}, where block {layer} ends, "
+            f"got {got[first:first + 2]}, expected {want}")
     assert got[30:] == [("ln_f.weight", (4,)), ("ln_f.bias", (4,))], f"behind the blocks: {got[30:]}"
 
 

@@ -27,7 +27,7 @@ QUICK = {"train": "--steps 3", "generate": "--tokens 5", "test": "--collect-only
 NUMBERED = "lesson", "exercise", "check", "watch", "hint", "solution"
 # With nothing written yet these do not succeed: what they are to say.
 SAYS = {"check 1": "to do", "make watch": "to do", "make solution": "is not done",
-        "make train MINE": "nothing of yours", "-m tests report": "there is no"}
+        "-m tests report": "there is no"}
 WITHOUT_MAKE = {"tests mutants": "--help",
                 "lessons training": "--help", "lessons generation": "--help", "pytest": "--version",
                 "ruff": "--exit-zero"}  # what ruff finds is the business of .ci/run
@@ -65,10 +65,11 @@ def quick(command):
     for start, words in SAYS.items():
         if start in command:
             return f"timeout 9 {command} 2>&1 | grep '{words}'"
-    if verb := re.fullmatch(r'make (\w+)(?: ARGS=(?:"(.*)"|(\S+)))?', command):
+    if verb := re.fullmatch(r'make (\w+)(?: MINE=1)?(?: ARGS=(?:"(.*)"|(\S+)))?', command):
         verb, given = verb[1], verb[2] or verb[3] or ""
         more = "--version" if (verb, given) == ("test", "") else QUICK.get(verb, "")
-        return f'make {verb} ARGS="{given} {more}"' if more else command
+        mine = " MINE=1" if "MINE=1" in command else ""
+        return f'make {verb}{mine} ARGS="{given} {more}"' if more else command
     module = re.fullmatch(rf"\.venv/bin/python -m ({'|'.join(WITHOUT_MAKE)})( .*)?", command)
     return f"{command} {WITHOUT_MAKE[module[1]]}" if module else command
 

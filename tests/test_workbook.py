@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -123,7 +124,7 @@ def test_fresh_twice_within_a_second_keeps_both(book):
 @pytest.mark.parametrize("verb", [commands.exercise, commands.check, commands.hint, commands.watch,
                                   commands.solution])
 def test_a_verb_without_a_lesson_or_a_workbook_says_what_to_type(verb):
-    with pytest.raises(InputError, match="make exercise 12"):
+    with pytest.raises(InputError, match=f"make {verb.__name__} 12"):
         verb("")
     if verb is not commands.exercise:
         with pytest.raises(InputError, match="no workbook yet: make exercise 12"):
@@ -245,9 +246,9 @@ def test_mine_runs_what_the_learner_wrote_in_lessons_and_kernels(book):
     """In a process of its own, as make lesson 12 MINE=1 does it."""
     for lesson, name in ("12", "causal_mask"), ("06", "add_rows"):
         commands.exercise(lesson)
-        solve(lesson, name)
         path = path_of(lesson, name)
         path.write_text(path.read_text() + f"\nprint('{name} of mine')\n")
+        solve(lesson, name)
     program = ("from tests.exercises import commands; commands.use_mine(); import subprocess, sys; "
                "sys.exit(subprocess.run([sys.executable, '-c', 'import lessons.l12_attention, "
                "kernels.cpu.embedding, kernels.cpu.losses']).returncode)")
@@ -257,10 +258,12 @@ def test_mine_runs_what_the_learner_wrote_in_lessons_and_kernels(book):
     assert "1 of" in said and "lessons/l12_attention.py" in said, "it says whose code runs"
 
 
-def test_mine_without_anything_finished_says_so(book):
+def test_mine_without_anything_finished_says_so(book, capsys, monkeypatch):
     commands.exercise("12")
-    with pytest.raises(InputError, match="nothing of yours is finished yet"):
-        commands.run_mine("12")
+    capsys.readouterr()
+    commands.use_mine()
+    assert "Nothing of yours is finished yet" in capsys.readouterr().out
+    assert "LESSONS_PATH" not in os.environ
 
 
 # ---- a class --------------------------------------------------------------------------------------------
@@ -272,41 +275,67 @@ def submission(path, files):
 
 
 def test_a_report_checks_every_submission_and_none_spoils_another(tmp_path, monkeypatch, capsys):
-    file = "lessons/l16_gpt.py"
-    right = workbook.reference(file)
-    todo = {name: e for name, e in sheet()["16"].items() if e.file == file}
-    folder = tmp_path / "class"
+    file, folder = "lessons/l16_gpt.py", tmp_path / "class"
     folder.mkdir()
-    here = "workbook/16/" + file
-    submission(folder / "anna.zip", {"anna/" + here: right, "anna/workbook/progress.json": json.dumps(
-        {"16": {"hints": {"gpt_forward": 2}, "done": {"gpt_backward": "claimed"}}})})
+    right, here = workbook.reference(file), "workbook/16/" + file
+    todo = {name: e for name, e in sheet()["16"].items() if e.file == file}
+    progress = json.dumps({"16": {"hints": {"gpt_forward": 2}, "done": {"gpt_backward": "claimed"}}})
+    submission(folder / "anna.zip", {"anna/" + here: right, "anna/workbook/progress.json": progress,
+                                     "anna/.ipynb_checkpoints/16/" + file: "", "copy/of/16/" + file: "old"})
     submission(folder / "=ben.zip", {here: blank(right, todo)})
-    submission(folder / "carla.zip", {here: right + "\nimport os\nos._exit(0)\n"})
-    submission(folder / "../out.zip", {"../../16/" + file: right, "x": "y"})
-    (tmp_path / "out.zip").rename(folder / "dora.zip")
-    (folder / "emil.zip").write_bytes(b"not a zip file")
+    submission(folder / "carla.zip", {here: right + "\nnp.matmul.os._exit(0)\n"})
+    submission(folder / "dora.zip", {"../../16/" + file: right, "x": "y"})
+    (folder / "emil.rar").write_bytes(b"not a zip file")
     submission(folder / "fritz.zip", {"notes.txt": "sorry"})
     submission(folder / "gerda.zip", {here: right + "\n#" + "x" * (2 << 20)})
     plain = folder / "hans" / "workbook" / "16" / "lessons"
     plain.mkdir(parents=True)
     (plain / "l16_gpt.py").write_text(right + "\nraise SystemExit\n")
+    (folder / "ina_4711").mkdir()
+    submission(folder / "ina_4711" / "workbook.zip", {"l16_gpt.py": right})
+    submission(folder / "jan.zip", {here: right.replace("Lesson 16", "Le\xe7on 16").encode("latin-1")})
+    broken = (folder / "anna.zip").read_bytes()
+    (folder / "kim.zip").write_bytes(broken[:200] + bytes(200) + broken[400:])
     monkeypatch.chdir(tmp_path)
     assert report.main("class") == 0
     table, = tmp_path.glob("report-*.csv")
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8-sig")))}
-    assert list(rows) == ["'=ben", "anna", "carla", "dora", "emil", "fritz", "gerda", "hans"]
-    assert {rows["anna"][f"16 {name}"] for name in todo} == {"done"} and rows["anna"]["hints"] == "2"
-    assert {rows["'=ben"][f"16 {name}"] for name in todo} == {"to do"}
-    assert {rows[name][f"16 {f}"] for name in ("carla", "hans") for f in todo} == {"wrong"}
-    assert rows["dora"]["done"] == rows["anna"]["done"], "a path that leads outside is only a name"
-    assert "zip" in rows["emil"]["note"] and "no workbook" in rows["fritz"]["note"]
-    assert "larger than 1 MB" in rows["gerda"]["note"]
-    assert not (tmp_path.parent / "16").exists()
+    assert list(rows) == ["'=ben", "anna", "carla", "dora", "emil", "fritz", "gerda", "hans", "ina_4711",
+                          "jan", "kim"]
+    columns = [f"16 {name}" for name in todo]
+    states = {name: {row[column] for column in columns} for name, row in rows.items()}
+    assert states["anna"] == states["ina_4711"] == {"done"}
+    assert rows["anna"]["hints"] == "2" and rows["anna"]["done"] == str(len(todo))
+    assert "is in it 2 times" in rows["anna"]["note"]
+    assert states["'=ben"] == {"to do"} and states["fritz"] == states["dora"] == {"not handed in"}
+    assert all(state.startswith("wrong: its file cannot be used") for name in ("carla", "hans", "jan")
+               for state in states[name])
+    assert "neither a zip file nor a folder" in rows["emil"]["note"]
+    assert "no workbook" in rows["fritz"]["note"]
+    assert "larger than 1 MB" in rows["gerda"]["note"] and rows["kim"]["note"]
+    assert not (tmp_path.parent / "16").exists(), "a path that leads outside leads nowhere"
     assert not any(column.startswith("12 ") for column in rows["anna"]), "only lessons that were handed in"
 
 
+def test_a_report_that_is_stopped_writes_what_it_has(tmp_path, monkeypatch):
+    def checked(path):
+        if path.name == "b":
+            raise KeyboardInterrupt
+        return {"name": path.name, "done": 1, "of": 1, "hints": 0, "note": "=1+1",
+                "states": {"12 exp": "done"}}
+
+    monkeypatch.setattr(report, "checked", checked)
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / "class" / name).mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        report.main("class")
+    table, = tmp_path.glob("report-*.csv")
+    assert table.read_text(encoding="utf-8-sig").splitlines()[1] == "a,1,1,0,'=1+1,done"
+
+
 @pytest.mark.parametrize("folder, said", [("nowhere", "there is no nowhere"),
-                                          (".", "there is no zip file and no folder")])
+                                          (".", "there is nothing handed in")])
 def test_a_report_on_nothing_says_so(tmp_path, monkeypatch, folder, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=said):

@@ -1,7 +1,8 @@
 """Lesson 13's operations, compiled. np.matmul does the matrix products, kernels the passes between them.
 
 Each kernel reads and writes every array once (layernorm's read x again while the row is in the L1 cache).
-All arrays are float32 rows (N, C) in C order.
+All arrays are float32 rows (N, C) in C order. Constants are ONE, ZERO, f32(0.5); a count divides as f32(C). A
+bare 1 or 0.5, or x / C with an int64, makes Numba compute in float64, and so half as many numbers at once.
 """
 import math
 
@@ -133,6 +134,8 @@ def bias_gelu(y, bias, out):  # (N, K), (K,) -> (N, K)
 
         s = 1 / (1 + exp(-2u)),   2u = GELU_2K x (1 + GELU_A x^2)
         out = x s,   slope = s + x s (1 - s) d2u/dx,   d2u/dx = GELU_2K (1 + GELU_3A x^2)
+
+    Each 1 is ONE: with a bare one Numba computes in float64.
     """
     N, K = y.shape
     for n in range(N):
@@ -162,7 +165,8 @@ def normalize_rows(x, weight, bias, eps, out, mean_rstd):  # (N, C), (C,), (C,) 
         mean = sum(x) / C,   rstd = 1 / sqrt(sum((x - mean)^2) / C + eps)
 
     The mean comes first, in a pass of its own: sum(x^2) / C - mean^2 would be the same in one pass, but
-    float32 has no digits left for it where the mean is large beside the spread.
+    float32 has no digits left for it where the mean is large beside the spread. Write ONE for 1, and f32(C)
+    for the int64 C: float32 / int64 is float64 to Numba.
     """
     N, C = x.shape
     for n in range(N):

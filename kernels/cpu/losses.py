@@ -37,7 +37,8 @@ def rows_in_place(logits, targets, scale):  # (N, V) float32, (N,) int, float32 
     A row whose target is IGNORE has no loss, and becomes 0 whatever was in it. For the others, with `largest`
     and `exp` of compiled.py and top = largest(row): norm = sum exp(row_v - top), softmax = exp(row_v - top) /
     norm, and loss = log(norm) + (top - row[target]), where row[target] must be read before it is overwritten.
-    A row is float32; its loss and their sum are float64 (math.log), or a million small losses would not add.
+    A row is float32; its loss, with math.log(np.float64(norm)), and their sum are float64, or a million small
+    losses would not add up.
     """
     N, V = logits.shape
     loss = 0.0

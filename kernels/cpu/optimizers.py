@@ -77,7 +77,8 @@ def adamw_slice(p, g, m, v, rate, b1, a1, b2, a2, inverse, eps, keep, scale):  #
         p <- keep * p - rate * m / (sqrt(v * inverse) + eps), with the new m and v
 
     Adam's corrections are the same for all numbers, so adamw has worked them out: rate is lr / (1 - beta1^t)
-    and inverse is 1 / (1 - beta2^t). keep is 1 - lr * weight_decay.
+    and inverse is 1 / (1 - beta2^t). keep is 1 - lr * weight_decay. Use a1 and a2 as they are given: 1 - b1
+    is rounded differently.
     """
     for i in range(p.size):
         gi = g[i] * scale

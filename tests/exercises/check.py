@@ -9,13 +9,11 @@ import os
 import queue
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +21,13 @@ from typing import NamedTuple
 from lessons.devices import cores
 from lessons.errors import InputError
 from tests.exercises import rules, workbook
-from tests.exercises.sheet import ROOT, asked_for, files_of, functions, text_of
-from tests.exercises.stub import blank, is_blank, signature
-from tests.exercises.workbook import digest, mine, read, reference, show
+from tests.exercises.messages import place
+from tests.exercises.sheet import ROOT, asked_for, files_of, functions
+from tests.exercises.stub import is_blank, signature
+from tests.exercises.workbook import compiled, mine, read, reference, show
 
+PLAIN = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")  # kernels run as plain Python
+UNUSABLE = "its file cannot be used"
 SECONDS = 20  # that one test may take; the slowest of ours takes less than 2
 
 
@@ -47,7 +48,7 @@ def check(lesson, exercises, seconds=SECONDS):  # -> {name: Verdict}
 
 def check_file(path, file, todo, seconds):  # -> {name: Verdict}
     def all_wrong(text):
-        return {name: Verdict("wrong", "its file cannot be used", text) for name in todo}
+        return dict.fromkeys(todo, Verdict("wrong", UNUSABLE, text))
 
     if not path.exists():
         return {name: Verdict("to do", "its file is not there") for name in todo}
@@ -69,9 +70,11 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
                     f"{int(todo[name].lesson)} FRESH=1, which keeps your file, too")
             verdicts[name] = Verdict("wrong", "it is gone", text)
         elif is_blank(nodes[name]):
-            stub = text_of(blank(right, {name: todo[name]}), name)
-            begun = "its raise is still there" if text_of(source, name) != stub else ""
-            verdicts[name] = Verdict("to do", begun)
+            verdicts[name] = Verdict("to do")
+            if len(nodes[name].body) > 2 + todo[name].keep:  # more than docstring and raise
+                text = (f"{show(path)}:{nodes[name].end_lineno}: the stub's raise NotImplementedError is "
+                        f"still in {name}: take that line out when the rest is written")
+                verdicts[name] = Verdict("wrong", "its raise is still there", text)
         elif signature(nodes[name]) != signature(wanted[name]):
             text = (f"{show(path)}:{nodes[name].lineno}: {signature(nodes[name])}\n"
                     f"must be, as others call it: {signature(wanted[name])}")
@@ -104,16 +107,17 @@ def try_file(path, file, todo, run, seconds, verdicts):  # -> {name: Verdict}, o
     if not ready:
         raise SystemExit("The check itself could not start; it says why above.")
     if what in ("import", "collect") or at is None and what != "end":
-        note = "its file cannot be imported" if what != "collect" else "its tests cannot start"
-        text = event.get("text") or how_it_ended(event, hung, seconds)
-        return dict.fromkeys(run, Verdict("wrong", note, shown(f"{show(path)}: {note}\n{text}", path)))
+        text = event.get("text") or how_it_ended(event, hung, seconds, path)
+        step = "its tests cannot start" if what == "collect" else "it cannot be imported"
+        return dict.fromkeys(run, Verdict("wrong", UNUSABLE, shown(f"{show(path)}: {step}\n{text}", path)))
     to_do = {name for name, verdict in verdicts.items() if verdict.state == "to do"}
     if at is None:
         return {name: judged(name, told[name], expected, names, path, to_do) for name in run}
     last = asked_for(at, names)
     before = {name: judged(name, told[name], expected, names, path, to_do) for name in run[:run.index(last)]}
     note = "does not end" if hung is not None or what == "silent" else "ends the process"
-    return before | {last: Verdict("wrong", note, shown(f"{at}\n{how_it_ended(event, hung, seconds)}", path))}
+    text = shown(f"{at}\n{how_it_ended(event, hung, seconds, path)}", path)
+    return before | {last: Verdict("wrong", note, text)}
 
 
 def judged(name, tests, expected, names, path, to_do):  # -> Verdict, of a function whose tests are over
@@ -133,8 +137,8 @@ def judged(name, tests, expected, names, path, to_do):  # -> Verdict, of a funct
     return Verdict("wrong", note, shown(text, path) + first["printed"])
 
 
-def how_it_ended(event, hung, seconds):
-    where = f"\nyour code: {{path}}:{hung[0]}" if hung else ""
+def how_it_ended(event, hung, seconds, path):
+    where = f"\n{place(int(hung[0]), str(path))}" if hung else ""
     if hung is not None or event["event"] == "silent":
         return f"it does not end within {seconds} seconds: an endless loop?{where}"
     if event["event"] == "end":
@@ -154,7 +158,9 @@ def events(path, file, todo, run, seconds, printed, hangs):  # yields dicts; the
               "printed": str(printed), "hangs": str(hangs)}
     environment = dict(os.environ, PYTHONHASHSEED="0")
     if file.startswith("kernels"):  # compiled code of its own: the reference's must not mix with it
-        environment |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(compiled(path))}
+        others = sorted(Path(os.environ.get("LESSONS_PATH", path.parent)).rglob("kernels/**/*.py"))
+        folder = compiled(path.parent / "compiled" / path.stem, map(read, [path, *others]))
+        environment |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(folder)}
     process = subprocess.Popen([sys.executable, "-m", "tests.exercises.inside"], cwd=ROOT, env=environment,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                start_new_session=True)
@@ -184,18 +190,6 @@ def events(path, file, todo, run, seconds, printed, hangs):  # yields dicts; the
                 os.killpg(process.pid, signal.SIGKILL)  # and what it started
         process.kill()
         process.wait()
-
-
-def compiled(path):
-    """Where Numba keeps the code of this very text. It does not notice when another file changes of which
-    it has compiled a function in, so their texts count, too. The code of earlier texts goes."""
-    folder, roots = path.parent / "compiled" / path.stem, [ROOT, Path(os.environ.get("LESSONS_PATH", ROOT))]
-    others = sorted({other for root in roots for other in root.glob("kernels/**/*.py")})
-    now = folder / digest("".join(map(read, [path, *others])))
-    for other in folder.glob("*"):
-        if other != now and time.time() - other.stat().st_mtime > 3600:  # another check may be at work in it
-            shutil.rmtree(other, ignore_errors=True)
-    return now
 
 
 def pour(stream, lines):
@@ -229,28 +223,49 @@ def report(lesson, exercises, verdicts):
             state, note, _ = verdicts[name]
             print(f"  {state:6} {name:{width}} {note}".rstrip())
     first = next((name for name in exercises if verdicts[name].state == "wrong"), None)
+    unusable = first is not None and verdicts[first].note == UNUSABLE
     if first:
-        print(f"\n{first} is wrong: " + verdicts[first].text.replace("\n", "\n  "))
+        said = verdicts[first].text.replace("\n", "\n  ")
+        print(f"\n{said}" if unusable else f"\n{first} is wrong: {said}")
     left = [name for name in exercises if verdicts[name].state != "done"]
+    kernels = [name for name in exercises if exercises[name].file.startswith("kernels")]
+    if not left and PLAIN and kernels:
+        print(f"\nAll are right as plain Python. They count once they are compiled: make check {int(lesson)}")
+        return False
     if not left:
         print(f"\nAll {len(exercises)} are done. Compare: make solution {int(lesson)}. Use them: make lesson "
               f"{int(lesson)} MINE=1, make train MINE=1")
-        return True
-    following = first or next(name for name in left if verdicts[name].state == "to do")
-    path = mine(lesson, exercises[following].file)
-    print(f"\nNext: {following}, {show(path)}{line_of(path, following)}. A hint: make hint {int(lesson)}")
-    return False
+    elif unusable:
+        print(f"\nNext: mend the file, then make check {int(lesson)}")
+    else:
+        name = following(exercises, verdicts)
+        path = mine(lesson, exercises[name].file)
+        print(f"\nNext: {name}, {show(path)}{line_of(path, name)}. A hint: make hint {int(lesson)}")
+    return not left
+
+
+def following(exercises, verdicts):  # -> the function to go on with: the first wrong one, or the first to do
+    for state in "wrong", "to do":
+        for name in exercises:
+            if verdicts[name].state == state:
+                return name
+    return None
 
 
 def line_of(path, name):  # -> ":21", or nothing if it cannot be found
     try:
         return f":{functions(read(path))[name].lineno}"
-    except (SyntaxError, KeyError):
+    except (SyntaxError, KeyError, ValueError, OSError):
         return ""
 
 
 def keep(lesson, exercises, verdicts):
     """progress.json learns what is done, each with the text that was: another text is not done."""
-    done = {name: digest(text_of(read(mine(lesson, exercises[name].file)), name))
-            for name, verdict in verdicts.items() if verdict.state == "done"}
-    workbook.remember(lesson, done=done)
+    usable = {name for name in exercises if verdicts[name].note != UNUSABLE}
+    done = {name: text for name, text in workbook.of(lesson, "done").items() if name not in usable}
+    for file, todo in files_of(exercises).items():
+        good = [name for name in todo if verdicts[name].state == "done"]
+        if good and not (file.startswith("kernels") and PLAIN):
+            texts = workbook.answers(read(mine(lesson, file)), todo)
+            done |= {name: texts[name] for name in good}
+    workbook.remember(lesson, done=done, next=following(exercises, verdicts))

@@ -13,11 +13,11 @@ from tests.exercises.stub import lines_of_code
 from tests.exercises.workbook import mine, read, reference, show
 
 
-def lesson_of(which):  # "12", "attention" -> "12", {name: Exercise}
+def lesson_of(which, verb="exercise"):  # "12", "attention" -> "12", {name: Exercise}
     from lessons.__main__ import find
 
     if not which:
-        raise InputError("which lesson? For example: make exercise 12. make progress lists them")
+        raise InputError(f"which lesson? For example: make {verb} 12. make progress lists them")
     number, name = find(which)
     lesson = f"{number:02d}"
     if lesson not in sheet():
@@ -25,8 +25,8 @@ def lesson_of(which):  # "12", "attention" -> "12", {name: Exercise}
     return lesson, sheet()[lesson]
 
 
-def begun(which):
-    lesson, exercises = lesson_of(which)
+def begun(which, verb):
+    lesson, exercises = lesson_of(which, verb)
     if not any(mine(lesson, file).exists() for file in files_of(exercises)):
         raise InputError(f"lesson {int(lesson)} has no workbook yet: make exercise {int(lesson)} writes one")
     return lesson, exercises
@@ -48,20 +48,24 @@ def exercise(which="", fresh=""):
 
 
 def check(which="", scope=""):
-    lesson, exercises = begun(which)
+    lesson, exercises = begun(which, "check")
     if scope == "mine":
         use_mine()
     for line in workbook.updated(lesson, exercises):
         print(f"{line}\n")
+    if sys.stdout.isatty():
+        print("checking ...", end="\r", flush=True)
     verdicts = checking.check(lesson, exercises)
+    good = checking.report(lesson, exercises, verdicts)
     checking.keep(lesson, exercises, verdicts)
-    return 0 if checking.report(lesson, exercises, verdicts) else 1
+    return 0 if good else 1
 
 
 def hint(which=""):
-    lesson, exercises = begun(which)
-    done = all_finished(lesson, exercises)
-    name = next((name for name in exercises if name not in done), None)
+    lesson, exercises = begun(which, "hint")
+    left = [name for name in exercises if name not in all_finished(lesson, exercises)]
+    named = workbook.progress().get(lesson, {}).get("next")  # by the last check
+    name = named if named in left else left[0] if left else None
     if name is None:
         print(f"Lesson {int(lesson)} is done. make solution {int(lesson)} compares yours with the reference.")
         return 0
@@ -80,7 +84,7 @@ def hint(which=""):
 
 def watch(which="", scope=""):
     """Check again whenever a file of the lesson's workbook is saved."""
-    lesson, exercises = begun(which)
+    lesson, exercises = begun(which, "watch")
     paths = [mine(lesson, file) for file in files_of(exercises)]
     before = None
     while True:  # asks for the files' times: events get lost on network drives
@@ -104,17 +108,18 @@ def saved(path):
 def progress():
     from lessons.__main__ import lessons
 
-    names, following = {f"{number:02d}": name for number, name, _ in lessons()}, None
+    names, left = {f"{number:02d}": name for number, name, _ in lessons()}, []
     for lesson, exercises in sheet().items():
         done, hints = len(all_finished(lesson, exercises)), sum(workbook.of(lesson, "hints").values())
         bar = "#" * done + "." * (len(exercises) - done)
         read_hints = f"   {hints} hint{'s' * (hints > 1)}" if hints else ""
         print(f"{int(lesson):3} {names[lesson]:12} {bar:16} {done:2} of {len(exercises):2}{read_hints}")
         if done < len(exercises):
-            following = following or lesson
-    if following:
-        begun = any(mine(following, file).exists() for file in files_of(sheet()[following]))
-        print(f"\nGo on: make {'check' if begun else 'exercise'} {int(following)}")
+            begun = any(mine(lesson, file).exists() for file in files_of(exercises))
+            left.append((not begun, lesson))  # what is begun comes first
+    if left:
+        fresh, lesson = min(left)
+        print(f"\nGo on: make {'exercise' if fresh else 'check'} {int(lesson)}")
     else:
         print("\nEverything is done: make train MINE=1 trains a GPT on what you wrote.")
     return 0
@@ -125,7 +130,7 @@ def all_finished(lesson, exercises):
 
 
 def solution(which=""):
-    lesson, exercises = begun(which)
+    lesson, exercises = begun(which, "solution")
     left = [name for name in exercises if name not in all_finished(lesson, exercises)]
     if left:
         raise InputError(f"{left[0]} is not done: make check {int(lesson)} says what is missing, make hint "
@@ -143,15 +148,22 @@ def use_mine():
     """The environment in which the learner's finished functions stand in place of the reference's."""
     folder, lines = workbook.my_course(sheet())
     if not lines:
-        raise InputError("nothing of yours is finished yet, so there is nothing to use: make exercise 5")
+        print("Nothing of yours is finished yet: all functions are the reference's.\n", flush=True)
+        return
     print("Runs with your functions; all others are the reference's:\n" + "\n".join(lines) + "\n", flush=True)
     os.environ["LESSONS_PATH"] = str(folder)
-    os.environ["NUMBA_CACHE_DIR"] = str(folder / "compiled")
+    if kernels := sorted(folder.glob("kernels/**/*.py")):
+        os.environ["NUMBA_CACHE_DIR"] = str(workbook.compiled(folder / "compiled", map(read, kernels)))
 
 
 def run_mine(*arguments):
     """python -m lessons ..., on the learner's code."""
     use_mine()
-    return subprocess.run([sys.executable, "-m", "lessons", *arguments], cwd=ROOT, check=False).returncode
+    process = subprocess.Popen([sys.executable, "-m", "lessons", *arguments], cwd=ROOT)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            pass  # it has got the Ctrl-C, too, and is saving
 
 

@@ -27,7 +27,13 @@ def words_of(error, path, lesson):
     where = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()) if "alsifying" in note) + where
     if isinstance(error, AssertionError):
         lines = str(error).split("\nassert ")[0].splitlines()  # pytest adds the expression to a message
-        return "\n".join(lines[:20] or ["the test's assertion fails"]) + where
+        return "\n".join(line[:300] for line in lines[:20] or ["the test's assertion fails"]) + where
+    if isinstance(error, TypeError) and "NoneType" in str(error) and not frames:
+        return f"it returned None: did you forget `return`?{where}"
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        return f"an argument is changed that must not be: make a new array{where}"
+    if "DID NOT RAISE" in str(error):
+        return f"it accepts what the docstring says it refuses: {error}{where}"
     if isinstance(error, NotImplementedError):
         return f"it needs {error}, which is not written yet{where}"
     if isinstance(error, MemoryError):

@@ -10,13 +10,13 @@ from tests.exercises.sheet import module_name
 
 MODULES = {
     "__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools",
-    "heapq", "itertools", "math", "numba", "numpy", "operator", "random", "re", "statistics", "string", "time",
-    "typing"}
+    "heapq", "itertools", "math", "numba", "numpy", "operator", "random", "re", "statistics", "string",
+    "time", "typing"}
 BEHIND = "reaches behind the function"
 NAMES = {
     "exec": "runs text", "eval": "runs text", "compile": "runs text", "open": "opens files",
-    "__import__": "imports by a back door", "breakpoint": "waits for a keyboard, and a check has none: use print",
-    "setattr": "changes other objects", "delattr": "changes other objects", "getattr": BEHIND,
+    "__import__": "imports by a back door", "setattr": "changes objects", "delattr": "changes objects",
+    "breakpoint": "waits for a keyboard, and a check has none: use print", "getattr": BEHIND,
     "globals": BEHIND, "vars": BEHIND, "__builtins__": BEHIND, "__loader__": BEHIND, "__spec__": BEHIND}
 ATTRIBUTES = {
     "__globals__", "__code__", "__dict__", "__builtins__", "__subclasses__", "__closure__", "__class__",

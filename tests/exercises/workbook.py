@@ -11,9 +11,9 @@ from pathlib import Path
 
 from lessons.errors import InputError
 from tests.exercises.sheet import ROOT, files_of, first_line, functions, lines_of, text_of
-from tests.exercises.stub import blank, pieces
+from tests.exercises.stub import blank, pieces, signature
 
-WORKBOOK = Path(os.environ.get("WORKBOOK") or ROOT / "workbook")
+WORKBOOK = Path(os.environ.get("WORKBOOK") or ROOT / "workbook").expanduser().absolute()
 
 
 def mine(lesson, file):
@@ -49,12 +49,13 @@ def digest(text):
 
 # ---- progress.json ----------------------------------------------------------------------------------------
 
-def progress():  # -> {"12": {"done": {name: digest}, "hints": {name: n}, "stubs": {file: {piece: digest}}}}
+def progress():  # -> {"12": {"done": {name: digest}, "next": name, "hints": {name: n}, "stubs": {file: ...}}}
     path = WORKBOOK / "progress.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if all(isinstance(entry.get(key, {}), dict) for entry in found.values()
-               for key in ("done", "hints", "stubs")):
+               for key in ("done", "hints", "stubs")) and all(
+                   isinstance(n, int) for entry in found.values() for n in entry.get("hints", {}).values()):
             return found
     except FileNotFoundError:
         return {}
@@ -83,15 +84,25 @@ def write(path, text):
     os.replace(new, path)
 
 
+def answers(source, exercises):  # -> {name: digest of its text and of all that is no exercise, its helpers}
+    nodes, lines = functions(source), lines_of(source)
+    for name in exercises:
+        if name in nodes:
+            for i in range(first_line(nodes[name]) - 1, nodes[name].end_lineno):
+                lines[i] = ""
+    rest = "".join(lines)
+    return {name: digest(text_of(source, name) + rest) for name in exercises if name in nodes}
+
+
 def finished(lesson, file, exercises):  # -> names: their last check was good, and they are as they were then
-    path, done = mine(lesson, file), of(lesson, "done")
-    if not path.exists():
-        return set()
+    done = of(lesson, "done")
     try:
-        texts = {name: text_of(read(path), name) for name in exercises}
-    except SyntaxError:
+        source = read(mine(lesson, file))
+        nodes, wanted, now = functions(source), functions(reference(file)), answers(source, exercises)
+    except (SyntaxError, ValueError, OSError):  # there is none, or none that can be read
         return set()
-    return {name for name, text in texts.items() if text and done.get(name) == digest(text)}
+    return {name for name in now if now[name] == done.get(name)
+            and signature(nodes[name]) == signature(wanted[name])}  # it may have changed with the course
 
 
 # ---- make exercise ----------------------------------------------------------------------------------------
@@ -113,6 +124,7 @@ def start(lesson, exercises, fresh):
             print(f"kept   {show(old)}")
         stub = blank(reference(file), files_of(exercises)[file])
         write(path, stub)
+        newer(path).unlink(missing_ok=True)
         stubs = {**stubs, file: {name: digest(text) for name, text in pieces(stub).items()}}
         written.append(path)
         print(f"wrote  {show(path)}")
@@ -126,16 +138,20 @@ def free(path):
     return path
 
 
+def newer(path):
+    return path.with_name(f"{path.name}.new")
+
+
 def updated(lesson, exercises):  # yields a line for each file whose lesson changed after `make exercise`
     """The course was updated: the new stub is put beside the learner's file, which stays as it is."""
     stubs = of(lesson, "stubs")
     for file, todo in files_of(exercises).items():
         path = mine(lesson, file)
-        beside = path.with_name(path.name + ".new")
+        beside = newer(path)
         stub = blank(reference(file), todo)
         now = {name: digest(text) for name, text in pieces(stub).items()}
-        before = stubs.get(file)
-        if path.exists() and before is not None and now != before:
+        before = stubs.get(file, now)  # not known if progress.json was deleted
+        if path.exists() and now != before:
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             write(beside, stub)
             stubs = {**stubs, file: now}
@@ -150,26 +166,34 @@ def updated(lesson, exercises):  # yields a line for each file whose lesson chan
 
 def my_course(sheet):  # -> folder for LESSONS_PATH, [a line for each file that is used]
     """Every file with a finished function, its unfinished ones filled in from the reference."""
-    folder, lines, changed = WORKBOOK / "mine", [], False
-    wanted = {}
+    folder, lines, wanted = WORKBOOK / "mine", [], {}
     for lesson, exercises in sheet.items():
         for file, todo in files_of(exercises).items():
             done = finished(lesson, file, todo)
             if done:
-                wanted[folder / file] = filled(read(mine(lesson, file)), reference(file), set(todo) - done)
+                text = filled(read(mine(lesson, file)), reference(file), set(todo) - done)
+                yours = show(mine(lesson, file))
+                wanted[folder / file] = f"{text}\n# Made for MINE=1. Change {yours} instead.\n"
                 lines.append(f"  {file:32} {len(done)} of {len(todo)} yours: "
                              f"{', '.join(name for name in todo if name in done)}")
     for path in [*folder.rglob("*.py")]:
         if path not in wanted:
             path.unlink()
-            changed = True
     for path, text in wanted.items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write(path, text)
-            changed = True
-    if changed:  # Numba does not notice that a function of another file changed which it had built in
-        shutil.rmtree(folder / "compiled", ignore_errors=True)
     return folder, lines
+
+
+def compiled(folder, texts):  # -> NUMBA_CACHE_DIR for these texts and the reference's kernels
+    """Numba does not notice when another file changes of which it has compiled a function in: so the folder
+    is named by all texts that may take part. Folders of earlier texts go."""
+    kernels = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("kernels/**/*.py"))]
+    now = folder / digest("".join([*texts, *kernels]))
+    for other in folder.glob("*"):
+        if other != now and time.time() - other.stat().st_mtime > 3600:  # another check may be at work in it
+            shutil.rmtree(other, ignore_errors=True)
+    return now
 
 
 def filled(source, right, names):
