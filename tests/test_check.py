@@ -1,11 +1,12 @@
 """`make check`: a green one can be trusted, a red one says what is wrong. Here it reads answers."""
+import os
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.exercises import check, rules, workbook
-from tests.exercises.sheet import files_of, functions, sheet
+from tests.exercises.sheet import ROOT, files_of, functions, sheet
 from tests.exercises.stub import blank
 
 ATTENTION = "lessons/l12_attention.py"
@@ -60,6 +61,14 @@ def test_a_wrong_answer_is_told_with_numbers_a_guess_and_a_place(tmp_path):
     assert "got" in text and "expected" in text
     assert f"your code: {tmp_path}/12/{ATTENTION}:{functions(right)['attention_forward'].lineno}" in text
     assert "tests/test_l12_attention.py:" in text, "the test can be read"
+
+
+def test_a_raise_that_was_left_under_the_answer_is_pointed_at(tmp_path):
+    source = with_body(workbook.reference(ATTENTION), "merge_heads",
+                       "y = x\nz = y\nraise NotImplementedError('merge_heads')")
+    verdict = verdicts(tmp_path, source, names={"merge_heads": NAMES["merge_heads"]})["merge_heads"]
+    line = functions(source)["merge_heads"].end_lineno
+    assert verdict.state == "wrong" and f"{ATTENTION}:{line}: the stub's raise" in verdict.text
 
 
 def test_mistakes_are_said_in_the_learners_terms(tmp_path):
@@ -268,3 +277,22 @@ def test_a_kernel_is_compiled_anew_after_the_smallest_change(tmp_path):
     assert try_kernel(tmp_path, body)[0].state == "done"
     assert try_kernel(tmp_path, body.replace("token[c] + pos", "token[c] - pos"))[0].state == "wrong"
     assert try_kernel(tmp_path, body)[0].state == "done"
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+def test_an_answer_changes_no_files_and_does_not_read_the_reference(tmp_path, without_rules):
+    victim = ROOT / f"victim-{os.getpid()}.txt"
+    victim.write_text("precious")
+    try:
+        found = try_bodies(
+            tmp_path, split_heads=f"np.memmap({str(victim)!r}, mode='w+', shape=9)\nreturn x",
+            merge_heads=f"import os\nos.remove({str(victim)!r})\nreturn x",
+            padding_mask=f"return exec(open({str(ROOT / ATTENTION)!r}).read(), globals())")
+        assert victim.read_text() == "precious"
+    finally:
+        victim.unlink(missing_ok=True)
+    assert found["causal_mask"].state == "done"
+    for name, words in ("split_heads", "changes no files"), ("merge_heads", "changes no files"), \
+            ("padding_mask", "the reference's answer"):
+        assert found[name].state == "wrong" and words in found[name].text, found[name].text

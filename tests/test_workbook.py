@@ -151,6 +151,61 @@ def test_hints_come_one_at_a_time_for_the_first_unfinished_function(book, capsys
     assert f"lessons/l12_attention.py:{line}" in said
 
 
+def test_a_hint_is_about_what_the_last_check_named(book, capsys):
+    commands.exercise("12")
+    states = dict.fromkeys(sheet()["12"], Verdict("to do")) | {"split_heads": Verdict("wrong", "", "bad")}
+    check.report("12", sheet()["12"], states)
+    check.keep("12", sheet()["12"], states)
+    assert "Next: split_heads" in capsys.readouterr().out
+    commands.hint("12")
+    assert capsys.readouterr().out.startswith("split_heads, hint 1 of")
+
+
+def test_a_changed_helper_makes_the_answers_of_its_file_undone_and_a_file_that_breaks_keeps_them(book):
+    commands.exercise("12")
+    solve("12", "causal_mask", "softmax")
+    file, names = sheet()["12"]["causal_mask"].file, sheet()["12"]
+    todo = files_of(names)[file]
+    path = path_of("12", "causal_mask")
+    good = path.read_text()
+    path.write_text(good + "\n\ndef helper():\n    pass\n")
+    assert workbook.finished("12", file, todo) == set()
+    path.write_text(good + "\n(")
+    assert workbook.finished("12", file, todo) == set()
+    check.keep("12", names, dict.fromkeys(names, Verdict("to do"))
+               | dict.fromkeys(todo, Verdict("wrong", check.UNUSABLE)))
+    path.write_text(good)
+    assert workbook.finished("12", file, todo) == {"causal_mask"}
+
+
+def test_kernels_as_plain_python_do_not_count_as_done(book, monkeypatch, capsys):
+    commands.exercise("06")
+    monkeypatch.setattr(check, "PLAIN", True)
+    solve("06")
+    assert not check.report("06", sheet()["06"], dict.fromkeys(sheet()["06"], Verdict("done")))
+    assert "They count once they are compiled" in capsys.readouterr().out
+    counted = [name for file, todo in files_of(sheet()["06"]).items()
+               for name in workbook.finished("06", file, todo)]
+    assert counted and not {"add_rows", "scatter_rows"} & set(counted)
+
+
+def test_ctrl_c_while_my_functions_train_waits_until_they_have_saved(book, monkeypatch):
+    class Process:
+        waited = 0
+
+        def __init__(self, *words, **more):
+            pass
+
+        def wait(self):
+            self.waited += 1
+            if self.waited < 3:
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    assert commands.run_mine("training") == 130
+
+
 def test_progress_counts_what_is_done_and_forgets_what_was_changed_since(book, capsys):
     commands.exercise("12")
     solve("12", "causal_mask", "merge_heads")

@@ -58,16 +58,17 @@ def check_file(path, file, todo, seconds):  # -> {name: Verdict}
     except SyntaxError as error:
         line, caret = (error.text or "").rstrip("\n"), " " * ((error.offset or 1) - 1) + "^"
         return all_wrong(f"{show(path)}:{error.lineno or 1}: {error.msg}\n    {line}\n    {caret}")
-    except (InputError, OSError, RecursionError, MemoryError) as error:
-        return all_wrong(f"{show(path)} cannot be read: {type(error).__name__}, {error}")
+    except InputError as error:
+        return all_wrong(str(error))
+    except (OSError, RecursionError, MemoryError) as error:
+        return all_wrong(f"{show(path)} cannot be read: {type(error).__name__} {error}")
     if found:
         return all_wrong(f"{show(path)}:{found[0]}: it {found[1]}.\nThe exercise is to write it with what "
                          "the lesson imports. A file that does more is not run.")
     verdicts, wanted = {}, functions(right)
     for name in todo:
         if name not in nodes:
-            text = (f"{show(path)} has no {name} any more. Its stub: make exercise "
-                    f"{int(todo[name].lesson)} FRESH=1, which keeps your file, too")
+            text = f"{show(path)} has no {name} any more: is it renamed? {signature(wanted[name])}: ..."
             verdicts[name] = Verdict("wrong", "it is gone", text)
         elif is_blank(nodes[name]):
             verdicts[name] = Verdict("to do")
