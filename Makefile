@@ -10,7 +10,7 @@
 # make solution 12  once all is right: yours beside the reference's
 # make progress     how far you are. With MINE=1, lesson, check, train and generate run what you wrote
 #
-# make test         run the tests
+# make test         run all tests, on all cores
 # make bench        compare the speed with PyTorch and others; installs them first
 # make clean        remove .venv and __pycache__; what you made in out/ and workbook/ stays
 PYTHON ?= python3
@@ -69,7 +69,7 @@ progress: .venv/ok
 	@$(PY) -m tests progress
 
 test: .venv/ok
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(or $(ARGS),-n auto)
 
 bench: .venv/bench
 	@$(PY) -m tests.benchmarks $(ARGS)

@@ -85,8 +85,8 @@ def sinusoidal_positions(positions, channels, dtype=np.float32):  # -> (position
 
         table[pos, 2i] = sin(pos / 10000^(2i / channels));    table[pos, 2i + 1] = cos(the same)
 
-    all of it in float64, then rounded to dtype: the angle grows to thousands, where float32 knows 4 digits of
-    what is left over after whole turns. An odd number of channels ends with a sine that has no cosine.
+    all in float64, and only then rounded to dtype: of an angle of 5000, float32 keeps three decimals. An odd
+    number of channels ends with a sine that has no cosine.
 
     Vaswani et al. 2017, section 3.5. Each pair (2i, 2i + 1) is a hand of the clock; its angle grows by the
     same step at every position. So a shift by k positions is a rotation, the same wherever one starts, and

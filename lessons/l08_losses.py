@@ -65,12 +65,11 @@ def cross_entropy(logits, targets, total=None):  # (..., V), (...) int -> float,
 
     In one function, because the backward of a loss starts from 1. Targets that are IGNORE (-1) have no loss
     and gradient 0, whatever their logits, NaN included. total is by default the number of targets that count
-    (with none: loss 0.0, gradient 0); who has a share of a batch passes that of all, so that the shares add up.
+    (with none: loss 0.0, gradient 0); who has a share of a batch passes that of all: then the shares add up.
 
     log and exp cancel: with x = logits - their row's maximum, -log p is log(sum exp(x)) - x[target]. p itself
-    may round to 0, and -log(0) is inf where the truth is 2000. The sum over rows is float64. dlogits may be
-    written over logits, as the CPU's kernel does: the caller must not use them again. ValueError for targets
-    that do not fit (check_targets).
+    may round to 0, and -log(0) is inf where the truth is 2000. The sum over rows is float64. You may write
+    dlogits over logits, as the CPU's kernel does: no caller uses them again. ValueError as in check_targets.
 
     >>> cross_entropy(np.array([[0.0, 0.0], [5.0, 1.0]]), np.array([1, IGNORE]))
     (0.6931471805599453, array([[ 0.5, -0.5],
@@ -109,8 +108,7 @@ def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> f
 
     This is cross_entropy of s with the partners as targets, once s_ii is -inf, since exp(-inf) is 0. Begin
     with t = float(temperature): divided by an np.float64, a float32 s would be float64. Returns the loss and
-    the cache (q, ds, t), ds being cross_entropy's gradient. For N pairs, row i and row N + i each, partner is
-    np.roll(np.arange(2 * N), N).
+    the cache (q, ds, t), ds from cross_entropy. For N pairs, rows i and N + i: np.roll(np.arange(2 * N), N).
     A row whose partner is IGNORE chooses nothing and is only a choice for others. For NT-Xent divide each
     row by its length first, or longer vectors alone lower the loss. A low temperature looks at the nearest
     rows only. Raises ValueError for partners and temperatures that make no sense (check_pairs).
@@ -129,7 +127,7 @@ def contrastive_forward(q, partner, temperature=1.0):  # (2N, D), (2N,) int -> f
 
 
 def contrastive_backward(dout, cache):  # float, cache -> (2N, D)
-    """dq, in q's dtype, for a loss that counts dout times (a Python float). With s_ik = q_i.q_k / t, each row has two roles:
+    """dq, in q's dtype, for a loss that counts dout times, a Python float. A row of q has two roles in s:
 
         dq_i = dout * sum over k of (ds_ik + ds_ki) q_k / t     once as the one who chooses, once as a choice
 

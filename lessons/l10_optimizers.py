@@ -32,8 +32,8 @@ def gradient_norm_squared(grads, start, stop):  # (R, n) -> float
 def clip_scale(norm, limit):  # float, float -> float
     """What to multiply the gradient by, so that its norm is at most limit (Pascanu et al. 2013, algorithm 1).
 
-    limit / (norm + 1e-6), and 1 only where that exceeds 1. NaN if norm is NaN, for training must see it: mind the
-    order of min's arguments. One factor for all numbers keeps the direction. Without clipping one bad
+    limit / (norm + 1e-6), and 1 only where that exceeds 1. NaN if norm is NaN, for training must see it: mind
+    the order of min's arguments. One factor for all numbers keeps the direction. Without clipping one bad
     batch can undo a thousand steps.
     """
     return min(limit / (norm + 1e-6), 1.0)  # min(1.0, nan) would be 1.0

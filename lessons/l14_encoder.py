@@ -38,8 +38,7 @@ from lessons.texts import read_text
 def apart(ops, lengths):  # (B,), B whole numbers with sum N
     """Another SimpleNamespace with all of ops (vars(ops)) but two entries replaced; ops itself does not
     change. The two, not causal, take rows end to end and keep them apart: row b, the lengths[b] positions
-    from sum(lengths[:b]) on, goes through ops' own as a batch of one. Linear layers, norms and GELU do not
-    care to which row a position belongs.
+    from sum(lengths[:b]) on, goes through ops' own as a batch of one. No other operation mixes positions.
 
         self_attention_forward(qkv (N, 3C), n_head) -> out (N, C), caches
         self_attention_backward(dout (N, C), caches) -> dqkv (N, 3C)"""
@@ -129,13 +128,11 @@ def mlm_gradient(ops, p, batch, total, g, dropout=0.0, seed=0):
 
 def update(ops, p, g, m, v, rate, step, share=0.4):
     """One step of lesson 10's, in place: p and its memory m, v change, g does not. All four are Parameters.
+    share: a step that suits Muon is too long for AdamW. Arguments after p, g, m (adamw: and v), in order:
 
-        ops.muon(p, g, m, lr, momentum, weight_decay, scale)      each matrix by itself (see part_of); lr =
-            rate, momentum 0.95
-        ops.adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale)      p.parts "tables" and
-            "vectors", slices of p.flat; lr = share * rate, betas 0.9 and 0.99, eps 1e-8
-
-    No weight decay, scale 1. share: a step that suits Muon is too long for AdamW."""
+        ops.muon     lr = rate, momentum 0.95, weight_decay 0, scale 1     each matrix by itself (see part_of)
+        ops.adamw    lr = share * rate, betas 0.9 and 0.99, eps 1e-8,      p.parts "tables" and "vectors"
+                     weight_decay 0, step, scale 1"""
     for name, matrix in p.views.items():
         if part_of(name, matrix.shape) == "matrices":
             ops.muon(matrix, g[name], m[name], rate, 0.95, 0.0, 1.0)

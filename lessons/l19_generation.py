@@ -11,8 +11,7 @@ later draws a bad one, and the model goes on from there. The strategies lie betw
     beam search  the most probable text as a whole, not token by token
 
 How one more token is read at all, with a KV cache, int8 weights and several cores, stands in decoding.py.
-T tokens, V vocabulary. `make lesson 19` writes one prompt on with every strategy, and measures what each
-trick gains and costs.
+T tokens, V vocabulary. `make lesson 19` tries every strategy and measures what each trick gains and costs.
 """
 import itertools
 import time
@@ -71,8 +70,10 @@ def draw(probabilities, rng):  # (V,) -> int
 def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, int8=False, threads=1):
     """(T,) -> yields the n tokens (int) that follow the prompt, each as soon as it is chosen: read the
     prompt; draw from next_token_probabilities, yield the token, write it (not the last) for the next logits.
-    One default_rng(seed) draws all: the same seed, the same text. int8: with rounded(p), for the prompt too.
-    Of a prompt longer than the block the end is seen; it has at least one token."""
+    read, (1, T) -> (1, T, V), and write, int -> (V,), share one KVCache for one text, of p.flat's dtype, and
+    take the threads; write's weights are ops.decode_weights(p, int8). One default_rng(seed) draws all: the
+    same seed, the same text. int8: with rounded(p), a copy, for the prompt too. The prompt has at least one
+    token; of one longer than the block the end is seen."""
     p, rng = rounded(p) if int8 else p, np.random.default_rng(seed)
     weights, kv_cache = ops.decode_weights(p, int8), KVCache(p.config, 1, p.flat.dtype)
     logits = read(ops, p, np.asarray(prompt)[None], kv_cache, threads)[0, -1]
@@ -85,14 +86,14 @@ def generate(ops, p, prompt, n, temperature=1.0, top_k=None, top_p=1.0, seed=0, 
 
 def speculate(ops, p, prompt, n, drafts=4, temperature=1.0, top_k=None, top_p=1.0, seed=0, threads=1):
     """(T,) -> yields n ints, distributed as generate's are, though most come from the int8 model.
-
-    p gives the first. Then that model, decode_weights(p, int8=True), drafts: at most `drafts` tokens, no more
-    than are wanted but one, no more than fit into the block behind the last token. p reads that token and the
-    drafts in one pass (before it the drafts' keys leave the cache, after it those of drafts not kept). A
-    draft drawn with probability q is kept with min(1, p / q); the first that is not is drawn again, in
-    proportion to max(p - q, 0), and ends the round; if all are kept, p's last row gives one more. So whatever
-    q is, a token comes with probability p (Leviathan, Kalman & Matias 2023, algorithm 1, appendix A.1). It
-    pays where fetching the weights takes the time. A model that stays in the cache only loses."""
+    p gives the first. Then that model, ops.decode_weights(p, int8=True), drafts by write: at most `drafts`
+    tokens, no more than are wanted but one, no more than fit into the block behind the last token. p reads
+    that token and the drafts in one pass (kv_cache.length drops the drafts' places before it, and those of
+    drafts not kept after it; a round's last token is read in the next). A draft drawn with probability q is
+    kept with min(1, p / q); the first that is not is drawn again, in proportion to max(p - q, 0), and ends
+    the round; if all are kept, p's last row gives one more. So whatever q is, a token comes with probability
+    p (Leviathan, Kalman & Matias 2023, algorithm 1, appendix A.1). It pays where fetching the weights takes
+    the time; a model that stays in the cache only loses."""
     def odds(logits):
         return next_token_probabilities(logits, temperature, top_k, top_p)
 
@@ -131,10 +132,9 @@ def log_probabilities(logits):  # (..., V) -> (..., V) float64
 def beam_search(ops, p, prompt, n, beams):  # (T,) -> (n,) tokens, their log-probability (float, nats)
     """The most probable continuation of n tokens among those whose beginnings stayed among the `beams` best.
 
-    Each step writes every text on with every token and keeps those `largest` in the sum of log p; the KV
-    cache follows (select). One beam is greedy; with V^(n-1) beams nothing is lost: the answer is exact. In
-    between nothing is guaranteed. The sum is not divided by the length: all texts have n tokens here.
-    """
+    Each step writes every text on with every token and keeps those `largest` in the sum of log p (float64);
+    the KV cache, of p.flat's dtype, follows (select). One beam is greedy; with V^(n-1) beams the answer is
+    exact; in between nothing is guaranteed. Not divided by the length: all texts have n tokens here."""
     kv_cache, tokens = KVCache(p.config, dtype=p.flat.dtype), np.asarray(prompt)[None]
     texts, scores = np.empty((1, 0), np.int64), np.zeros(1)
     for _ in range(n):

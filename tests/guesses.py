@@ -68,7 +68,8 @@ def not_finite(nan, broken):
         yield (f"NaN in {which}: 0 / 0 (does each row subtract its own maximum?), or all of it is masked, "
                "-inf minus -inf?")
     else:
-        yield f"{broken.sum()} of them are NaN or infinite: an overflow, a log of 0 or a division by 0?"
+        which = f"{broken.sum()} of them are" if nan.ndim else "it is"
+        yield f"{which} NaN or infinite: an overflow, a log of 0 or a division by 0?"
 
 
 def stuck(got, want, bad, values, buffer):

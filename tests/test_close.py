@@ -87,6 +87,7 @@ def test_the_message_says_what_how_many_and_where():
     (a[0, 0, [2, 0, 1, 4, 3]], a[0, 0], "the right numbers in another order"),
     (changed(a, (slice(None), 2), 7), a, "only wrong at index 2 of axis 1"),
     (changed(a, (0, 0, 0), np.nan), a, "1 of them are NaN or infinite"),
+    (np.nan, 1.5, "it is NaN or infinite: an overflow"),
     (changed(a, (slice(None), 0), np.nan), a, "NaN in 3 whole rows: 0 / 0 (does each row subtract"),
     (changed(square, (0, 1), np.nan), square, "NaN in 1 whole row: 0 / 0"),
     (changed(a, (slice(None), 0), np.nan), a, "only wrong at index 0 of axis 1"),

@@ -80,7 +80,8 @@ def small_stripes(monkeypatch):
 def test_heads():
     n, T = 3, 4
     x = np.arange(B * T * n * C).reshape(B, T, n * C)
-    got = cpu.heads(x, H, n)
+    with unchanged(x=x):
+        got = cpu.heads(x, H, n)
     assert_close([len(got), *got[0].shape], [n, B, H, T, D], "number and shape of the views")
     for i in range(n):
         for h in range(H):
@@ -89,11 +90,12 @@ def test_heads():
 
 
 def test_heads_are_views_even_of_a_view():
-    wide = np.zeros((B, 6, 5 * C), f32)
-    one, two = cpu.heads(wide[:, 1:-1, C:3 * C], H, 2)
+    wide = np.ones((B, 6, 5 * C), f32)
+    with unchanged(x=wide):
+        one, two = cpu.heads(wide[:, 1:-1, C:3 * C], H, 2)
     assert np.shares_memory(one, wide), "heads made a copy: what is written into it never reaches its caller"
     two[1, 0, 2] = 7  # row 1, head 0, position 2
-    want = np.zeros_like(wide)
+    want = np.ones_like(wide)
     want[1, 3, 2 * C:2 * C + D] = 7
     assert_close(wide, want, "the array, after a 7 was written into head 0 of its second part")
 
@@ -104,8 +106,9 @@ def test_heads_are_views_even_of_a_view():
 @masks
 def test_softmax(causal, lengths):
     scores, = normal((B, H, 4, 6))
-    weights = scores.copy()
-    cpu.softmax(weights, np.array(lengths or [6, 6]), causal, 6, 0.5)
+    weights, given = scores.copy(), np.array(lengths or [6, 6])
+    with unchanged(lengths=given):
+        cpu.softmax(weights, given, causal, 6, 0.5)
     see = visible(4, 6, causal, lengths)
     assert_close(weights, softmax(scores.astype(float) * 0.5, see), "weights", **near)
     assert (weights[np.broadcast_to(~see, weights.shape)] == 0).all(), "what is masked must weigh exactly 0"

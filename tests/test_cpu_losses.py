@@ -79,8 +79,6 @@ def test_rows_in_place_adds_in_float64():
     assert_close(loss, 100_000 + 39 * math.log1p(math.exp(-6)), "loss", rtol=0, atol=1e-4)
 
 
-
-
 @pytest.mark.parametrize("V", [1, 2, 65, 1000])
 @pytest.mark.parametrize("scale", [1, 1000])
 @pytest.mark.parametrize("ignored", [0, 0.4, 1])

@@ -117,9 +117,9 @@ def test_push_keeps_every_pair_ahead_of_its_children(seed):
     heap, want = np.full(14, 13, np.int32), []
     for i, p in enumerate(np.random.default_rng(seed).permutation(13)):
         before = count.copy(), key.copy()
-        cpu.push(p, i, heap, shown, count, key)
         heapq.heappush(want, order(p, count, key))
-        assert shown[p] == count[p], f"shown[{p}] is {shown[p]}, expected the pair's count, {count[p]}"
+        cpu.push(p, i, heap, shown, count, key)
+        assert shown[p] == before[0][p], f"shown[{p}] is {shown[p]}, expected its count, {before[0][p]}"
         assert_close(heap, np.array([p for *_, p in want] + [13] * (13 - i), np.int32),
                      f"heap after {i + 1} pairs, count {count.tolist()}, key - 2^33 {(key - 2**33).tolist()}")
         assert_close(count, before[0], "count, which push only reads,")

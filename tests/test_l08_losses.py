@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lessons import l08_losses as lesson
-from tests.close import assert_close, numeric_grad, unchanged
+from tests.close import assert_close, numeric_grad, raises, unchanged
 
 rng = np.random.default_rng(8)
 logits = rng.normal(size=(2, 3, 5)) * 2
@@ -36,10 +36,35 @@ def article(q, partner, temperature):
                     for i, j in enumerate(partner) if j >= 0])
 
 
+def slope_of_scores(q, partner, temperature):
+    """ds, the gradient of the contrastive loss with respect to the scores, row by row."""
+    s, ds = q @ q.T / temperature, np.zeros((len(q), len(q)))
+    for i, j in enumerate(partner):
+        if j >= 0:
+            others = np.arange(len(q)) != i
+            ds[i, others] = np.exp(s[i, others]) / np.exp(s[i, others]).sum()
+            ds[i, j] -= 1
+    return ds / (partner >= 0).sum()
+
+
+def assert_loss(loss, want, name, mistakes=None):
+    assert_close(loss, want, name, mistakes=mistakes)
+    assert type(loss) is float, f"{name} {loss!r} is no Python float: float(...) makes one, or write 0.0"
+
+
 def test_softmax_forward_of_each_row():
+    want = np.exp(log_softmax(logits))
     with unchanged(x=logits):
-        p, _ = lesson.softmax_forward(logits)
-    assert_close(p, np.exp(log_softmax(logits)), "p")
+        p, cache = lesson.softmax_forward(logits)
+    assert_close(p, want, "p")
+    assert_close(p.sum(axis=-1), np.ones((2, 3)), "sum of each row of p", rtol=0, atol=1e-14)
+    assert_close(cache, want, "the cache, which is p")
+
+
+def test_softmax_forward_of_scores_that_are_far_lower():
+    p, _ = lesson.softmax_forward(np.array([[0.0, -50.0, -300.0], [5.0, -1000.0, -np.inf]]))
+    want = [[1, np.exp(-50), np.exp(-300)], [1, 0, 0]]  # a mask relies on it: of -inf nothing is left
+    assert_close(p, want, "p", rtol=1e-12, atol=0)
 
 
 @dtypes
@@ -52,7 +77,7 @@ def test_softmax_forward_survives_logits_of_1000(dtype):
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=20), st.floats(-1e3, 1e3))
 def test_softmax_forward_sums_to_1_and_ignores_a_shift(x, shift):
     p, _ = lesson.softmax_forward(np.array(x))
-    assert_close(p.sum(), 1.0, "sum of p")
+    assert_close(p.sum(), 1.0, "sum of p", rtol=0, atol=1e-13)
     assert_close(lesson.softmax_forward(np.array(x) + shift)[0], p, "p of shifted logits", atol=1e-8)
 
 
@@ -62,7 +87,12 @@ def test_softmax_backward_is_the_slope_of_forward():
     want = numeric_grad(lambda x: (np.exp(log_softmax(x)) * dout).sum(), logits)
     with unchanged(dout=dout, p=p):
         dx = lesson.softmax_backward(dout, cache)
-    assert_close(dx, want, "dx")
+    assert_close(dx, want, "dx", mistakes={
+        "this is the slope of a sigmoid: an output also depends on the other inputs": dout * p * (1 - p),
+        "the sum is not weighted by p": p * (dout - dout.sum(axis=-1, keepdims=True)),
+        "a mean where a sum is asked for": p * (dout - (p * dout).mean(axis=-1, keepdims=True)),
+        "a + where a - is asked for": p * (dout + (p * dout).sum(axis=-1, keepdims=True)),
+        "the first factor, p, is missing": dout - (p * dout).sum(axis=-1, keepdims=True)})
 
 
 def test_softmax_backward_keeps_the_dtype():
@@ -77,21 +107,31 @@ def test_softmax_backward_of_a_constant_is_0():
 
 
 def test_cross_entropy_is_the_mean_over_the_targets_that_count():
+    each = losses(logits, targets)
     with unchanged(targets=targets):
         loss, _ = lesson.cross_entropy(logits.copy(), targets)
-    assert_close(loss, losses(logits, targets).mean(), "loss (mean over the four targets that count)")
-    assert type(loss) is float, f"loss is a {type(loss).__name__}: float(...) makes a Python float of it"
+    assert_loss(loss, each.mean(), "loss (the mean over the four targets that count)", mistakes={
+        "this is the sum, it is not divided by the four": each.sum(),
+        "it is divided by all six rows, padding too": each.sum() / 6,
+        "padding counts as class -1, the last": losses(logits, targets % 5).mean(),
+        "the sign is wrong: -log p": -each.mean()})
 
 
 def test_cross_entropy_gradient():
     _, dlogits = lesson.cross_entropy(logits.copy(), targets)
-    assert_close(dlogits, numeric_grad(lambda x: losses(x, targets).mean(), logits), "dlogits")
+    want = numeric_grad(lambda x: losses(x, targets).mean(), logits)
+    assert_close(dlogits, want, "dlogits", mistakes={
+        "it is not divided by the four targets that count": want * 4,
+        "it is divided by all six rows, padding too": want * 4 / 6})
 
 
 def test_cross_entropy_divides_by_a_total_that_is_given():
     loss, dlogits = lesson.cross_entropy(logits.copy(), targets, total=10)
-    assert_close(loss, losses(logits, targets).sum() / 10, "loss")
-    assert_close(dlogits, numeric_grad(lambda x: losses(x, targets).sum() / 10, logits), "dlogits")
+    each = losses(logits, targets)
+    unused = {"it is divided by the four that count, not by total": each.mean()}
+    assert_close(loss, each.sum() / 10, "loss for total=10", mistakes=unused)
+    want = numeric_grad(lambda x: losses(x, targets).sum() / 10, logits)
+    assert_close(dlogits, want, "dlogits for total=10")
 
 
 def test_cross_entropy_of_two_halves_adds_up_to_that_of_the_whole():
@@ -130,7 +170,7 @@ def test_cross_entropy_does_not_look_at_ignored_rows():
 @pytest.mark.parametrize("total", [None, 5])
 def test_cross_entropy_of_nothing_but_padding_is_0(total):
     loss, dlogits = lesson.cross_entropy(logits.copy(), np.full((2, 3), -1), total)
-    assert_close(loss, 0, "loss")
+    assert_loss(loss, 0, "loss")
     assert_close(dlogits, np.zeros(logits.shape), "dlogits")
 
 
@@ -138,12 +178,12 @@ def test_cross_entropy_of_nothing_but_padding_is_0(total):
 def test_cross_entropy_names_a_target_that_is_no_class(bad):
     t = targets.copy()
     t[1, 1] = bad
-    with pytest.raises((ValueError, IndexError), match=f"target {bad} "):
+    with raises(ValueError, f"target {bad} ", f"target {bad} of 5 classes"):
         lesson.cross_entropy(logits.copy(), t)
 
 
 def test_cross_entropy_wants_one_target_for_each_row():
-    with pytest.raises(ValueError, match=r"targets \(1, 3\) must be \(2, 3\)"):
+    with raises(ValueError, "targets (1, 3) must be (2, 3)", "3 targets for 6 rows"):
         lesson.cross_entropy(logits.copy(), targets[:1])
 
 
@@ -167,7 +207,19 @@ def test_cross_entropy_of_a_forbidden_target_is_infinite():
 def test_contrastive_forward_is_the_formula(temperature):
     with unchanged(q=q, partner=partner):
         loss, _ = lesson.contrastive_forward(q, partner, temperature)
-    assert_close(loss, article(q, partner, temperature), "loss")
+    s, rows = q @ q.T / temperature, np.arange(6)
+    assert_loss(loss, article(q, partner, temperature), "loss", mistakes={
+        "k = i is in the sum: a row competes with itself": -log_softmax(s)[rows, partner].mean(),
+        "s_ii is 0, and must be -inf": -log_softmax(s * (1 - np.eye(6)))[rows, partner].mean(),
+        "the scores are not divided by the temperature": article(q, partner, 1),
+        "the scores are multiplied by the temperature": article(q, partner, 1 / temperature)})
+
+
+@pytest.mark.parametrize("size", [30, 1e6, 1e150])
+def test_contrastive_forward_leaves_nothing_of_a_row_s_product_with_itself(size):
+    """The partner, far below any number that might stand for -inf, is the only choice, so it has p = 1."""
+    loss, _ = lesson.contrastive_forward(np.array([[size, 0], [-size, 0]]), np.array([1, 0]))
+    assert_close(loss, 0, f"loss of two rows whose product is {-size**2:g} (is s_ii -inf?)", rtol=0, atol=0)
 
 
 MIXED = np.array([5, -1, 0, 0, -1, 2])  # not mutual; rows 1 and 4 only serve as choices
@@ -177,20 +229,26 @@ def test_contrastive_forward_takes_any_partners():
     assert_close(lesson.contrastive_forward(q, MIXED, 0.5)[0], article(q, MIXED, 0.5), "loss")
 
 
+@pytest.mark.parametrize("dout", [1.0, -2.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_contrastive_backward_is_the_slope_of_forward(dout, temperature):
+    cache = q, slope_of_scores(q, partner, temperature), temperature
+    want = numeric_grad(lambda q: dout * article(q, partner, temperature), q)
+    with unchanged(q=q):
+        dq = lesson.contrastive_backward(dout, cache)
+    ds = slope_of_scores(q, partner, temperature)
+    assert_close(dq, want, "dq", rtol=1e-4, mistakes={
+        "a row has only its role as the one who chooses: ds": ds @ q * dout / temperature,
+        "a row has only its role as a choice: ds.T": ds.T @ q * dout / temperature,
+        "it is not divided by the temperature": want * temperature,
+        "it is multiplied by the temperature, not divided": want * temperature**2,
+        "dout is not used": want / dout})
+
+
 def test_contrastive_backward_takes_any_partners():
     _, cache = lesson.contrastive_forward(q, MIXED, 0.5)
     want = numeric_grad(lambda q: article(q, MIXED, 0.5), q)
     assert_close(lesson.contrastive_backward(1.0, cache), want, "dq", rtol=1e-4)
-
-
-@pytest.mark.parametrize("dout", [1.0, -2.5])
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_contrastive_backward_is_the_slope_of_forward(dout, temperature):
-    _, cache = lesson.contrastive_forward(q, partner, temperature)
-    want = numeric_grad(lambda q: dout * article(q, partner, temperature), q)
-    with unchanged(q=q):
-        dq = lesson.contrastive_backward(dout, cache)
-    assert_close(dq, want, "dq", rtol=1e-4)
 
 
 CROSS = np.array([[30, 10], [-30, -10], [-10, 30], [10, -30]])  # products of 1000, 0 and -1000
@@ -205,7 +263,7 @@ def test_contrastive_forward_survives_scores_of_1000(dtype):
 @dtypes
 def test_contrastive_backward_survives_scores_of_1000(dtype):
     _, cache = lesson.contrastive_forward(CROSS.astype(dtype), np.array([1, 0, 3, 2]), np.float64(1))
-    dq = lesson.contrastive_backward(np.float64(1), cache)  # which must not make float64 of float32
+    dq = lesson.contrastive_backward(1.0, cache)
     # a row is pulled to its partner and pushed from each of the two others, half as strongly, in both roles
     want = (-2 * CROSS[[1, 0, 3, 2]] + CROSS[[2, 2, 0, 0]] + CROSS[[3, 3, 1, 1]]) / 4
     assert_close(dq, want, "dq", rtol=1e-4, atol=1e-4, dtype=dtype)
@@ -225,19 +283,22 @@ def test_contrastive_forward_does_not_mind_the_order_of_rows(order):
     assert_close(lesson.contrastive_forward(q[order], moved)[0], article(q, partner, 1), "loss")
 
 
-def test_contrastive_forward_turns_nothing_into_float64():
-    """A NumPy float64 would: float(temperature) does not. dq must be float32 in the end."""
-    _, cache = lesson.contrastive_forward(q.astype(np.float32), partner, np.float64(0.5))
-    wider = [part for part in cache if getattr(part, "dtype", None) == np.float64]
-    assert not wider, f"q is float32, and the cache holds float64: {wider}"
+def test_contrastive_forward_keeps_what_backward_needs():
+    _, cache = lesson.contrastive_forward(q.astype(np.float32), MIXED, np.float64(0.5))
+    assert type(cache) is tuple and len(cache) == 3, f"cache is a {type(cache).__name__}, expected (q, ds, t)"
+    assert_close(cache[0], q, "q, the cache's first", dtype=np.float32)
+    assert_close(cache[1], slope_of_scores(q, MIXED, 0.5), "ds, the cache's second (is t a Python float?)",
+                 rtol=1e-4, atol=1e-5, dtype=np.float32)
+    assert_close(cache[2], 0.5, "t, the cache's third")
+    assert type(cache[2]) is float, f"t is a {type(cache[2]).__name__}, expected a Python float"
 
 
 def test_contrastive_forward_refuses_a_row_that_is_its_own_partner():
-    with pytest.raises(ValueError, match="row 1 is its own partner"):
+    with raises(ValueError, "row 1 is its own partner", "partner[1] = 1"):
         lesson.contrastive_forward(q, np.array([3, 1, 5, 0, 1, 2]))
 
 
 @pytest.mark.parametrize("bad", [0, -1.0, float("nan")])
 def test_contrastive_forward_refuses_a_temperature_not_above_0(bad):
-    with pytest.raises(ValueError, match=f"temperature {bad}"):
+    with raises(ValueError, f"temperature {bad}", f"a temperature of {bad}"):
         lesson.contrastive_forward(q, partner, bad)

@@ -317,7 +317,7 @@ def test_model_forward(name, words):
         assert_close(x, want[0], f"x in the cache of the {layer}")
         assert_close(weight, want[1], f"weight in the cache of the {layer}")
         assert_close(h, want[2], f"h in the cache of the {layer}")
-        assert called == want[3], f"the {layer}'s cache says that its activation is {called!r}, not {want[3]!r}"
+        assert called == want[3], f"the {layer}'s cache names the activation {called!r}, expected {want[3]!r}"
 
 
 @hidden

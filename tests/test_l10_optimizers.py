@@ -71,8 +71,8 @@ def test_clip_scale():
     assert_close(lesson.clip_scale(50.0, 2.0), 0.04, "scale of a norm of 50, limit 2")
     assert_close(lesson.clip_scale(0.5, 1.0), 1, "scale of a norm below the limit, which is left alone")
     assert_close(lesson.clip_scale(0.0, 1.0), 1, "scale of a gradient of zeros: no division by its norm")
-    assert_close(lesson.clip_scale(1e-6, 1e-6), 0.5, "scale of a norm at the limit, 1e-6 / (1e-6 + 1e-6),"
-                 " and 1 only where limit / (norm + 1e-6) exceeds 1,")
+    assert_close(lesson.clip_scale(1e-6, 1e-6), 0.5, "scale of a norm of 1e-6, at the limit (it is 1 only "
+                 "where limit / (norm + 1e-6) exceeds 1)")
 
 
 def test_clip_scale_shows_a_nan():
@@ -126,14 +126,14 @@ def test_sgd_scale_and_weight_decay():
 
 def test_adam():
     p, m, v = array(1), array(0), array(0)
-    lesson.adam(p, array(2), m, v, 0.1, 0.5, 0.75, 0.0, step=1)
-    assert_close(m, [1], "m after step 1, 0.5 * 2,")
+    lesson.adam(p, array(2), m, v, 0.1, 0.25, 0.75, 0.0, step=1)
+    assert_close(m, [1.5], "m after step 1, 0.75 * 2,")
     assert_close(v, [1], "v after step 1, 0.25 * 4,")
-    assert_close(p, [1 - 0.1 * (1 / 0.5) / math.sqrt(1 / 0.25)], "p after step 1")
-    lesson.adam(p, array(-4), m, v, 0.1, 0.5, 0.75, 0.0, step=2)
-    assert_close(m, [-1.5], "m after step 2, 0.5 * 1 - 0.5 * 4,")
+    assert_close(p, [1 - 0.1 * (1.5 / 0.75) / math.sqrt(1 / 0.25)], "p after step 1")
+    lesson.adam(p, array(-4), m, v, 0.1, 0.25, 0.75, 0.0, step=2)
+    assert_close(m, [-2.625], "m after step 2, 0.25 * 1.5 - 0.75 * 4,")
     assert_close(v, [4.75], "v after step 2, 0.75 * 1 + 0.25 * 16,")
-    assert_close(p, [0.9 - 0.1 * (-1.5 / 0.75) / math.sqrt(4.75 / 0.4375)], "p after step 2")
+    assert_close(p, [0.9 - 0.1 * (-2.625 / 0.9375) / math.sqrt(4.75 / 0.4375)], "p after step 2")
 
 
 def test_adam_without_bias_correction():

@@ -5,6 +5,7 @@ differences of the model's own loss; and what must hold for every encoder: paddi
 do. Operations are those of lessons 6, 8, 10, 12 and 13.
 """
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -74,29 +75,35 @@ QKV, DOUT = rng.normal(size=(6, 12)), rng.normal(size=(6, 4))
 
 
 def attend_apart(qkv=QKV, dout=DOUT):
-    ops = lesson.apart(NUMPY, np.array([3, 1, 2]))
+    ops = lesson.apart(devices.ops("numpy"), np.array([3, 1, 2]))
     out, caches = ops.self_attention_forward(qkv, CONFIG.n_head)
     return out, ops.self_attention_backward(dout, caches)
 
 
+def test_apart_gives_another_namespace_with_two_other_operations():
+    ops = devices.ops("numpy")
+    before = dict(vars(ops))
+    got = lesson.apart(ops, [3, 1, 2])
+    changed = [name for name, op in before.items() if getattr(ops, name, None) is not op]
+    assert got is not ops and not changed, f"apart changed {changed} in ops itself: return a copy"
+    others = {name for name, op in before.items() if getattr(got, name, None) is not op}
+    assert others == {"self_attention_forward", "self_attention_backward"}, f"other are {sorted(others)}"
+
+
 def test_apart_attends_within_each_row():
+    want = np.concatenate([attention(QKV[start:end]) for start, end in ENDS])
     out, _ = attend_apart()
-    want = [attention(QKV[start:end]) for start, end in ENDS]
-    assert_close(out, np.concatenate(want), "out, rows of 3, 1 and 2 positions end to end")
+    assert_close(out, want, "out, rows of 3, 1 and 2 positions end to end")
 
 
 def test_apart_sends_the_gradient_back_within_each_row():
-    _, dqkv = attend_apart()
     want = numeric_grad(lambda qkv: sum((attention(qkv[start:end]) * DOUT[start:end]).sum()
                                         for start, end in ENDS), QKV)
+    _, dqkv = attend_apart()
     assert_close(dqkv, want, "dqkv of rows of 3, 1 and 2 positions", atol=1e-7)
 
 
-def test_apart_keeps_the_other_operations_and_the_dtype():
-    before = NUMPY.self_attention_forward
-    ops = lesson.apart(NUMPY, [3, 1, 2])
-    assert NUMPY.self_attention_forward is before, "ops itself changed: make a copy of it"
-    assert ops.linear_forward is NUMPY.linear_forward, "all other operations stay as they are"
+def test_apart_keeps_the_dtype():
     out, dqkv = attend_apart(QKV.astype(np.float32), DOUT.astype(np.float32))
     assert out.dtype == dqkv.dtype == np.float32, f"out is {out.dtype}, dqkv {dqkv.dtype}, expected float32"
 
@@ -150,9 +157,10 @@ def by_hand(p, tokens):  # (T,) -> (T, C)
 
 def test_encoder_forward():
     p = model()
+    want = [by_hand(p, row) for row in tokens]
     with unchanged(tokens=tokens, parameters=p.flat):
         x = encode(p, tokens)
-    assert_close(x, [by_hand(p, row) for row in tokens], "x without lengths")
+    assert_close(x, want, "x without lengths")
 
 
 def test_encoder_forward_of_a_padded_row_is_that_of_the_row_alone():
@@ -250,13 +258,29 @@ def backward(p, tokens=tokens, dx=DX, wte=0.0, **settings):
     return g
 
 
+def test_encoder_backward_goes_through_the_layers_from_the_last_to_the_first():
+    ops, g, order = devices.ops("numpy"), filled(0), []
+    _, cache = lesson.encoder_forward(ops, model(), tokens, lengths)
+    original = ops.layernorm_backward
+
+    def layernorm_backward(dout, cache, dweight, *others, **settings):
+        order.extend(name for name, view in g.views.items() if np.shares_memory(view, dweight))
+        return original(dout, cache, dweight, *others, **settings)
+
+    ops.layernorm_backward = layernorm_backward
+    lesson.encoder_backward(ops, DX.copy(), cache, g)
+    want = ["ln_f.weight", "h.1.ln_2.weight", "h.1.ln_1.weight", "h.0.ln_2.weight", "h.0.ln_1.weight"]
+    assert order == want, (
+        f"gradients of layer norms were written in the order {order}, expected {want}: the last layer first?")
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_encoder_backward(dropout):
     p, how = model(), {"dropout": dropout, "seed": 3}
     got = backward(p, **how)
     for name in BACKWARD:
         places, want = slopes(lambda: (encode(p, tokens, lengths, **how) * DX).sum(), p, name)
-        assert_close(got.views[name].reshape(-1)[places], want, f"four numbers of d {name}", atol=1e-7)
+        assert_close(got.views[name].reshape(-1)[places], want, f"d {name} at 4 places", atol=1e-7)
 
 
 def test_encoder_backward_adds_to_the_token_table_and_writes_the_rest():
@@ -304,6 +328,12 @@ def batches(draw):  # -> tokens (B, T), lengths (B,), rate, seed
     return random.integers(0, 50, (B, T)), random.integers(1, T + 1, B), rate, seed
 
 
+def test_mask_tokens_returns_inputs_then_targets():
+    inputs, targets = lesson.mask_tokens(np.random.default_rng(0), np.full((4, 9), 7), np.full(4, 9), 50, 51)
+    assert (inputs != IGNORE).all() and (targets == IGNORE).any(), (
+        f"the inputs of a row of 7s are {inputs[0]}, its targets {targets[0]}: are the two swapped?")
+
+
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(batches())
 def test_mask_tokens(batch):
@@ -316,8 +346,10 @@ def test_mask_tokens(batch):
     assert (inputs[~chosen] == rows[~chosen]).all(), "an input changed whose target is IGNORE"
     padding = np.arange(rows.shape[1]) >= lengths[:, None]
     assert not chosen[padding].any(), f"chosen in padding: {np.argwhere(chosen & padding).tolist()}"
-    want = [max(1, round(rate * int(n))) for n in lengths]
-    assert chosen.sum(axis=1).tolist() == want, f"{rate:.3f} of lengths {lengths}, at least one"
+    for row, (got, n) in enumerate(zip(chosen.sum(axis=1), lengths)):
+        want = max(1, round(rate * int(n)))
+        assert got == want, (f"row {row}: {got} chosen, expected {want} = max(1, round(rate * length)), "
+                             f"for rate is {rate:.3f} and the length {n}")
     assert ((inputs >= 0) & (inputs <= 50)).all(), "an input is no token of the vocabulary"
 
 
@@ -326,24 +358,45 @@ def test_mask_tokens_80_percent_become_masks_10_are_random_10_stay():
     inputs, targets = lesson.mask_tokens(np.random.default_rng(0), rows, np.full(400, 300), 3, 51)
     chosen = inputs[targets != IGNORE]
     assert len(chosen) == 400 * 45, f"{len(chosen)} are chosen, not 15 % of {rows.size}"
-    shares = [(chosen == 3).mean(), ((chosen != 3) & (chosen != 7)).mean(), (chosen == 7).mean()]
-    want = [0.8 + 0.1 / 51, 0.1 * 49 / 51, 0.1 + 0.1 / 51]  # a random token is sometimes a mask, or a 7
-    assert_close(shares, want, "shares of masks, others, as before", atol=0.01)  # over 3 standard deviations
-    assert set(chosen) == set(range(51)), f"never drawn: {set(range(51)) - set(chosen)}"
+    for what, got, want in (("masks, by chance too,", chosen == 3, 0.8 + 0.1 / 51),
+                            ("tokens as before, by chance too,", chosen == 7, 0.1 + 0.1 / 51),
+                            ("other tokens", (chosen != 3) & (chosen != 7), 0.1 * 49 / 51)):
+        assert_close(got.mean(), want, f"the share of {what} among the chosen", atol=0.01)  # 3 deviations
+    assert set(chosen) == set(range(51)), f"of 0 .. vocab_size - 1 never came: {set(range(51)) - set(chosen)}"
+
+
+def test_mask_tokens_decides_for_each_place_by_itself():
+    """Two chosen places that follow each other in a row know nothing of each other."""
+    rows = np.full((400, 300), 7)
+    inputs, targets = lesson.mask_tokens(np.random.default_rng(2), rows, np.full(400, 300), 3, 51)
+    chosen = inputs[targets != IGNORE].reshape(400, 45)
+    one, next_one = chosen[:, :-1], chosen[:, 1:]
+    masks = (one == 3) & (next_one == 3)
+    assert_close(masks.mean(), (0.8 + 0.1 / 51)**2, "share of pairs in which both became masks", atol=0.03)
+    random = np.ma.masked_where((chosen == 3) | (chosen == 7), chosen)
+    pairs = [pair for row in random for pair in pairwise(row.compressed())]
+    alike = sum(a == b for a, b in pairs) / len(pairs)
+    assert_close(alike, 1 / 49, "share of pairs of random tokens in a row that are the same one", atol=0.03)
 
 
 def test_mask_tokens_chooses_every_real_place_equally_often():
     rows, lengths = np.zeros((20_000, 10), int), np.full(20_000, 8)
     _, targets = lesson.mask_tokens(np.random.default_rng(1), rows, lengths, 50, 51, 0.25)
-    shares = (targets != IGNORE).mean(axis=0)
-    assert_close(shares, [0.25] * 8 + [0] * 2, "how often each place is chosen", atol=0.015)
+    chosen = (targets != IGNORE).astype(float)
+    assert_close(chosen.mean(axis=0), [0.25] * 8 + [0] * 2, "how often each place is chosen", atol=0.015)
+    together, want = chosen.T @ chosen / 20_000, np.zeros((10, 10))
+    want[:8, :8] = 2 / 8 * 1 / 7  # both of two places
+    np.fill_diagonal(want[:8, :8], 2 / 8)
+    assert_close(together, want, "how often two places are chosen together", atol=0.015)
 
 
 def test_mask_tokens_depends_on_the_generator_alone():
     def draw(seed):
-        return lesson.mask_tokens(np.random.default_rng(seed), tokens, lengths, 10, 11, 0.5)
+        return lesson.mask_tokens(np.random.default_rng(seed), rows, np.full(20, 30), 10, 11, 0.5)
 
-    assert all((a == b).all() for a, b in zip(draw(3), draw(3))), "the same generator hid other tokens"
+    rows = np.arange(600).reshape(20, 30) % 10
+    assert all((a == b).all() for a, b in zip(draw(3), draw(3))), (
+        "the same generator hid other tokens: draw from rng, not np.random")
     assert any((draw(3)[1] != draw(seed)[1]).any() for seed in (4, 5)), "another generator must hide others"
 
 
@@ -367,9 +420,10 @@ def gradient(p, batch=BATCH, total=5, ops=NUMPY, dtype=np.float64, **settings):
 
 def test_mlm_gradient_returns_the_mean_loss_of_the_masked_places():
     p = model()
+    want = loss_of(p)
     with unchanged(inputs=tokens, targets=targets, lengths=lengths, parameters=p.flat):
         loss, _ = gradient(p)
-    assert_close(loss, loss_of(p), "the loss")
+    assert_close(loss, want, "the loss")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -378,7 +432,7 @@ def test_mlm_gradient(dropout):
     _, g = gradient(p, dropout=dropout, seed=5)
     for name in BACKWARD:
         places, want = slopes(lambda: loss_of(p, dropout=dropout, seed=5), p, name)
-        assert_close(g.views[name].reshape(-1)[places], want, f"four numbers of d {name}", atol=1e-8)
+        assert_close(g.views[name].reshape(-1)[places], want, f"d {name} at 4 places", atol=1e-8)
 
 
 def test_mlm_gradient_adds_the_head_and_the_embedding_of_the_tied_table():

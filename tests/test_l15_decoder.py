@@ -20,6 +20,7 @@ from lessons.parameters import Parameters, init_parameters
 from tests.close import assert_close, numeric_grad, unchanged
 
 CONFIG = lesson.EncoderDecoderConfig(vocab_size=11, block_size=7, n_layer=2, n_head=2, n_embd=8)
+OTHER = lesson.EncoderDecoderConfig(vocab_size=10, block_size=5, n_layer=3, n_head=4, n_embd=8)
 NUMPY, CPU, IGNORE = devices.ops("numpy"), devices.ops("cpu"), -1
 rng = np.random.default_rng(15)
 source, lengths = rng.integers(0, 10, (3, 6)), np.array([6, 2, 4])  # no token is 10
@@ -30,9 +31,9 @@ BATCH, TOTAL = (source, targets, tokens, lengths), 12
 DLOGITS = rng.normal(size=(3, 5, 11))  # for the decoder alone, whose loss is (logits * DLOGITS).sum()
 
 
-def model():
+def model(config=CONFIG):
     """float64, and every number random: a bias of 0 would hide a mistake."""
-    p = init_parameters(CONFIG, dtype=np.float64)
+    p = init_parameters(config, dtype=np.float64)
     for i, view in enumerate(p.views.values()):
         view += 0.2 * np.random.default_rng(i).normal(size=view.shape)
     return p
@@ -93,9 +94,13 @@ def test_shapes_give_two_stacks_in_one_buffer():
 # the formulas, for one row without padding
 
 
+def standard(x):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
 def norm(x, p, name):
     weight, bias = p[name]
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+    return standard(x) * weight + bias
 
 
 def linear(x, p, name):
@@ -103,8 +108,8 @@ def linear(x, p, name):
     return x @ weight + bias
 
 
-def attend(q, k, v, causal):  # (T, C), (S, C) twice -> (T, C), (H, T, S)
-    H, T, S = CONFIG.n_head, len(q), len(k)
+def attend(q, k, v, H, causal):  # (T, C), (S, C) twice -> (T, C), (H, T, S)
+    T, S = len(q), len(k)
     D, weights, out = q.shape[1] // H, np.zeros((H, T, S)), np.empty_like(q)
     for h, t in np.ndindex(H, T):
         channels, keys = slice(h * D, h * D + D), slice(t + 1 if causal else S)
@@ -114,23 +119,30 @@ def attend(q, k, v, causal):  # (T, C), (S, C) twice -> (T, C), (H, T, S)
     return out, weights
 
 
-def consult_by_hand(x, p, memory):  # (T, C), (S, C) -> (T, C), (H, T, S)
+def what_is_found(x, p, memory, H):  # (T, C), (S, C) -> (T, C), (H, T, S)
     q = linear(norm(x, p, "ln_cross_attn"), p, "crossattention.q_attn")
-    y, weights = attend(q, *np.split(linear(memory, p, "crossattention.c_attn"), 2, axis=1), causal=False)
-    return x + linear(y, p, "crossattention.c_proj"), weights
+    return attend(q, *np.split(linear(memory, p, "crossattention.c_attn"), 2, axis=1), H, causal=False)
 
 
-def decode_by_hand(p, tokens, memory):  # (T,), (S, C) -> (T, V), [(H, T, S) of each layer]
-    x, looks = p["wte.weight"][tokens] + p["wpe.weight"][:len(tokens)], []
+def consult_by_hand(x, p, memory, H=CONFIG.n_head):  # (T, C), (S, C) -> (T, C)
+    return x + linear(what_is_found(x, p, memory, H)[0], p, "crossattention.c_proj")
+
+
+def decode_by_hand(p, tokens, memory):
+    """(T,), (S, C) -> (T, V); where each layer looks (H, T, S); the x that each layer norm gets (T, C)"""
+    x, looks, xs, H = p["wte.weight"][tokens] + p["wpe.weight"][:len(tokens)], [], [], p.config.n_head
     for block in p.blocks:
+        xs.append(x)
         qkv = linear(norm(x, block, "ln_1"), block, "attn.c_attn")
-        x = x + linear(attend(*np.split(qkv, 3, axis=1), causal=True)[0], block, "attn.c_proj")
-        x, weights = consult_by_hand(x, block, memory)
-        looks.append(weights)
+        x = x + linear(attend(*np.split(qkv, 3, axis=1), H, causal=True)[0], block, "attn.c_proj")
+        xs.append(x)
+        looks.append(what_is_found(x, block, memory, H)[1])
+        x = consult_by_hand(x, block, memory, H)
+        xs.append(x)
         y = linear(norm(x, block, "ln_2"), block, "mlp.c_fc")
         y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
         x = x + linear(y, block, "mlp.c_proj")
-    return norm(x, p, "ln_f") @ p["wte.weight"].T, looks
+    return norm(x, p, "ln_f") @ p["wte.weight"].T, looks, [*xs, x]
 
 
 # consult
@@ -144,34 +156,39 @@ def consult(x, memory, p, **settings):
 
 def test_consult_forward():
     p = model().under("decoder.").blocks[1]
-    want = [consult_by_hand(x, p, m)[0] for x, m in zip(X, memory)]
+    want = [consult_by_hand(x, p, m) for x, m in zip(X, memory)]
     assert_close(consult(X, memory, p)[0], want, "x without lengths")
-    want = [consult_by_hand(x, p, m[:n])[0] for x, m, n in zip(X, memory, lengths)]
+    want = [consult_by_hand(x, p, m[:n]) for x, m, n in zip(X, memory, lengths)]
     assert_close(consult(X, memory, p, lengths=lengths)[0], want, "x with lengths")
 
 
 def test_consult_forward_leaves_its_inputs_alone():
-    with unchanged(x=X, memory=memory, lengths=lengths):  # all layers read the same memory
-        consult(X, memory, model().under("decoder.").blocks[0], lengths=lengths)
+    p = model()
+    with unchanged(x=X, memory=memory, lengths=lengths, parameters=p.flat):  # all layers read one memory
+        consult(X, memory, p.under("decoder.").blocks[0], lengths=lengths)
 
 
 def test_consult_forward_drops_a_share_of_what_it_adds():
     p = model().under("decoder.").blocks[1]
-    added = np.array([consult_by_hand(x, p, m)[0] for x, m in zip(X, memory)]) - X
+    added = np.array([consult_by_hand(x, p, m) for x, m in zip(X, memory)]) - X
     scale, _ = NUMPY.dropout_forward(np.ones(X.shape), 0.5, 9)  # 0 or 1 / (1 - 0.5)
     assert_close(consult(X, memory, p, dropout=0.5, seed=9)[0], X + added * scale, "x")
 
 
 def test_consult_forward_keeps_what_backward_needs():
     p = model().under("decoder.").blocks[1]
-    _, cache = consult(X, memory, p, lengths=lengths)
+    _, cache = consult(X, memory, p, lengths=lengths, dropout=0.5, seed=9)
     assert type(cache) is tuple and len(cache) == 5, f"the cache is {type(cache)}, expected a tuple of 5"
-    xhat = (X - X.mean(-1, keepdims=True)) / np.sqrt(X.var(-1, keepdims=True) + 1e-5)
-    assert_close(cache[0][0], xhat, "what layernorm keeps, the first of the cache")
-    assert_close(cache[2][0], memory, "what c_attn keeps, the third of the cache")
+    layernorm, q_attn, c_attn, attended, (c_proj, dropped) = cache
+    assert_close(layernorm[0], standard(X), "what layernorm keeps, the first of the cache")
+    assert_close(q_attn[0], norm(X, p, "ln_cross_attn"), "what q_attn keeps, the second of the cache")
+    assert_close(c_attn[0], memory, "what c_attn keeps, the third of the cache")
     for row, n in enumerate(lengths):
-        _, weights = consult_by_hand(X[row], p, memory[row, :n])
-        assert_close(cache[3][3][row, ..., :n], weights, "the weights that attention keeps, the fourth")
+        found, weights = what_is_found(X[row], p, memory[row, :n], CONFIG.n_head)
+        assert_close(attended[3][row, ..., :n], weights, "the weights that attention keeps, the fourth")
+        assert_close(c_proj[0][row], found, "what c_proj's product keeps, in branch_forward's, the fifth")
+    scale, _ = NUMPY.dropout_forward(np.ones(X.shape), 0.5, 9)
+    assert_close(NUMPY.dropout_backward(np.ones(X.shape), dropped), scale, "what dropout keeps, in the fifth")
 
 
 def test_consult_forward_stays_in_float32():
@@ -215,6 +232,13 @@ def test_decoder_forward():
     assert_close(every, want, "logits without lengths")
     want = [decode_by_hand(p.under("decoder."), row, m[:n])[0] for row, m, n in rows]
     assert_close(some, want, "logits with lengths")
+
+
+def test_decoder_forward_of_other_sizes():
+    p = model(OTHER)
+    got = decode(p, tokens[:2, :3], memory[:2, :4], None)
+    want = [decode_by_hand(p.under("decoder."), row[:3], m[:4])[0] for row, m in zip(tokens[:2], memory)]
+    assert_close(got, want, f"logits of {OTHER.n_layer} layers with {OTHER.n_head} heads")
 
 
 def test_decoder_forward_stays_in_float32():
@@ -292,18 +316,28 @@ def dropouts(run):
     return asked
 
 
-def test_decoder_forward_drops_others_in_each_part_of_each_layer_and_for_each_seed():
-    p = model().under("decoder.")
+@pytest.mark.parametrize("config", [CONFIG, OTHER], ids=["2 layers", "3 layers"])
+def test_decoder_forward_drops_others_in_each_part_of_each_layer_and_for_each_seed(config):
+    p = model(config).under("decoder.")
     asked = dropouts(lambda ops, seed: lesson.decoder_forward(ops, p, tokens, memory, lengths, 0.5, seed))
-    want = [(0.5, n) for n in range(18)]  # three seeds, two layers, three parts
+    want = [(0.5, n) for n in range(3 * config.n_layer * 3)]  # three seeds, three parts
     assert asked == want, f"each dropout's (rate, seed), for the seeds 0, 1, 2: got {asked}, expected {want}"
 
 
-def test_decoder_forward_keeps_where_each_layer_looks():
+def test_decoder_forward_keeps_what_backward_needs():
     p = model().under("decoder.")
-    _, cache = lesson.decoder_forward(NUMPY, p, tokens, memory, lengths)
+    logits, cache = lesson.decoder_forward(NUMPY, p, tokens, memory, lengths)
     assert type(cache) is tuple and len(cache) == 4, f"the cache is {type(cache)}, expected a tuple of 4"
+    embedding, blocks, layernorm, head = cache
+    assert_close(embedding[0], tokens, "the tokens that embedding keeps, the first of the cache")
     assert_close(lesson.alignment(cache), looks_by_hand(p), "where each layer looks, as alignment finds it")
+    kept = [part[0] for layer in blocks for part in layer] + [layernorm]
+    names = [f"{part} of layer {layer}" for layer in range(2) for part in ("look", "consult", "think")]
+    for row, n in enumerate(lengths):
+        xs = decode_by_hand(p, tokens[row], memory[row, :n])[2]
+        for name, got, x in zip([*names, "the whole, the third of the cache,"], kept, xs):
+            assert_close(got[0][row], standard(x), f"what the layernorm of {name} keeps")
+    assert_close(head[0] @ p["wte.weight"].T, logits, "what the head keeps, the fourth, times wte.T")
 
 
 # decoder_backward
@@ -480,7 +514,7 @@ def step_by_step(p, row, n, bos=3):  # -> (n,): what one row writes after bos, c
     encoded, _ = encoder_forward(NUMPY, p.under("encoder."), source[row:row + 1, :lengths[row]])
     written = [bos]
     for _ in range(n):
-        logits, _ = decode_by_hand(p.under("decoder."), np.array(written), encoded[0])
+        logits, *_ = decode_by_hand(p.under("decoder."), np.array(written), encoded[0])
         written.append(int(logits[-1].argmax()))
     return written[1:]
 
@@ -498,8 +532,23 @@ def test_write_takes_the_most_probable_token_each_time():
 def test_write_begins_with_bos(bos):
     p = talkative()
     p["decoder.wte.weight"][:] *= 5  # what is written depends more on what was written
-    want = [step_by_step(p, row, 3, bos) for row in range(3)]
-    assert_close(lesson.write(NUMPY, p, source, lengths, bos, 1, 3), want, f"3 tokens after bos = {bos}")
+    want = [step_by_step(p, row, 3, bos) for row in range(2)]
+    got = lesson.write(NUMPY, p, source[:2], lengths[:2], bos, 1, 3)
+    assert_close(got, want, f"3 tokens after bos = {bos}, of two rows")
+
+
+def test_write_reads_the_source_once():
+    p, ops, read = talkative(), devices.ops("numpy"), []
+
+    def embedding_forward(tokens, wte, wpe, *start):
+        read.append(np.shares_memory(wte, p["encoder.wte.weight"]))
+        return NUMPY.embedding_forward(tokens, wte, wpe, *start)
+
+    ops.embedding_forward = embedding_forward
+    lesson.write(ops, p, source, lengths, 3, 1, 4)
+    encoder = sum(read)
+    assert (encoder, len(read) - encoder) == (1, 4), \
+        f"for 4 tokens the encoder ran {encoder} times, the decoder {len(read) - encoder}; expected 1 and 4"
 
 
 def test_write_fills_a_row_that_has_ended_with_eos_and_stops_with_the_last():
@@ -526,13 +575,15 @@ def test_both_rooms_write_what_all_positions_at_once_say(ops, dtype):
 
 
 def test_reversal():
-    source, targets, inputs, lengths = lesson.reversal(["abc", "zebra"])
-    bos, eos = 26, 27
+    words, bos, eos = ["abc", "zebra"], 26, 27
+    source, targets, inputs, lengths = lesson.reversal(words)
+    assert words == ["abc", "zebra"], f"the list of words was changed: {words}"
     assert_close(source, [[0, 1, 2, eos, eos, eos], [25, 4, 1, 17, 0, eos]], "source")
     assert_close(targets, [[2, 1, 0, eos, -1, -1], [0, 17, 1, 4, 25, eos]], "targets")
-    assert_close(inputs[0, :4], [bos, 2, 1, 0], "inputs of the first row: its targets one place late")
-    assert_close(inputs[1], [bos, 0, 17, 1, 4, 25], "inputs of the second row")
+    assert_close(inputs, [[bos, 2, 1, 0, eos, eos], [bos, 0, 17, 1, 4, 25]], "inputs: targets one place late")
     assert_close(lengths, [4, 6], "lengths: the letters and <eos>")
+    for name, got in zip(("source", "targets", "inputs", "lengths"), (source, targets, inputs, lengths)):
+        assert got.dtype.kind == "i", f"{name} are {got.dtype}, expected whole numbers: they are indices"
 
 
 def test_reversal_feeds_the_decoder_no_ignore():

@@ -118,7 +118,7 @@ def assert_same_cache(got, want, name):
     got, want = arrays_of(got), arrays_of(want)
     assert len(got) == len(want), f"{name} holds {len(got)} arrays, expected {len(want)}"
     for i, (a, b) in enumerate(zip(got, want)):
-        assert_close(a, b, f"array {i} of {name}")
+        assert_close(a, b, f"array {i} in {name}")
 
 
 def test_gpt_forward_keeps_what_backward_needs():
@@ -134,11 +134,11 @@ def test_gpt_forward_keeps_what_backward_needs():
     assert type(cache) is tuple and len(cache) == 4 and type(cache[1]) is list, \
         "the cache must be a tuple (embedding, [block 0, block 1, ...], layer norm, head)"
     assert len(cache[1]) == 2, f"{len(cache[1])} caches of blocks, and there are 2 blocks"
-    assert_same_cache(cache[0], embedding, "cache[0], that of embedding_forward,")
+    assert_same_cache(cache[0], embedding, "the embedding's cache")
     for layer, want in enumerate(blocks):
-        assert_same_cache(cache[1][layer], want, f"cache[1][{layer}], that of block {layer},")
-    assert_same_cache(cache[2], norm, "cache[2], that of layernorm_forward with ln_f,")
-    assert_same_cache(cache[3], head, "cache[3], that of the head's linear_forward,")
+        assert_same_cache(cache[1][layer], want, f"block {layer}'s cache")
+    assert_same_cache(cache[2], norm, "the last layer norm's cache")
+    assert_same_cache(cache[3], head, "the head's cache")
 
 
 def test_gpt_forward_only_reads_parameters_and_tokens():

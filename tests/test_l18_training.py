@@ -89,7 +89,7 @@ def test_rows_begin_at_every_place_where_they_fit_equally_often():
 def test_rows_are_those_that_the_generator_draws():
     starts = np.random.default_rng((3, 7)).integers(0, 41, 6)
     X, _ = lesson.rows(np.arange(50), batch=6, block=9, seed=3, step=7)
-    assert_close(X[:, 0], starts, "where rows begin, by default_rng((seed, step)).integers(0, 50 - 9, 6),")
+    assert_close(X[:, 0], starts, "starts drawn by default_rng((seed, step)).integers")
 
 
 def test_share_gives_the_pieces_of_its_example():
@@ -219,7 +219,7 @@ def test_trainer_loss_and_gradient_has_another_seed_for_every_thread_part_and_st
     assert seeds(toy(calls, 2, 3, dropout=0.1), [3]) == drawn[-6:], "a resumed run drops other numbers"
     assert not set(seeds(toy(calls, 2, 3, dropout=0.1, seed=1), range(4))) & set(drawn), "another run's seed"
     assert set(seeds(toy(calls, 2, 3), range(4))) == {0}, "without dropout the seed is 0"
-    assert_close(drawn, want, "seeds of 4 steps, 2 threads and 3 parts, by (self.seed, self.steps, i, part),")
+    assert_close(drawn, want, "seeds drawn by SeedSequence((self.seed, self.steps, i, part))")
 
 
 def test_trainer_add_gradients():

@@ -21,7 +21,7 @@ from lessons.l05_tokenizer import char_tokenizer, train_bpe
 from lessons.l16_gpt import gpt_forward
 from lessons.l17_weights import save_model
 from lessons.parameters import Config, init_parameters
-from tests.close import assert_close
+from tests.close import assert_close, unchanged
 
 NUMPY = devices.ops("numpy")
 rooms = pytest.mark.parametrize("room", ["numpy", "cpu"])
@@ -194,9 +194,11 @@ def greedy_by_full_forward(p, prompt, n):
 @rooms
 @pytest.mark.parametrize("prompt", [[3], [1, 2, 3, 4], list(range(7)) * 3], ids=["1", "4", "21 tokens"])
 def test_generate_at_temperature_0_takes_the_argmax_in_every_room(room, prompt):
-    p = model()
-    got = taken(lesson.generate(devices.ops(room), p, prompt, 20, temperature=0))
-    assert_close(got, greedy_by_full_forward(p, prompt, 20), "tokens, each the most probable one")
+    p, given = model(), np.array(prompt)
+    want = greedy_by_full_forward(p, prompt, 20)
+    with unchanged(parameters=p.flat, prompt=given):
+        got = taken(lesson.generate(devices.ops(room), p, given, 20, temperature=0))
+    assert_close(got, want, "tokens, each the most probable one")
     assert len(set(got)) > 1, "a text of one token would show nothing"
 
 
@@ -207,7 +209,9 @@ def test_generate_draws_each_token_with_the_next_point_of_the_seed(how):
     for _ in range(12):
         shares = shares_by_hand(gpt_forward(NUMPY, p, np.array([seen]))[0][0, -1], **how)
         seen.append(int(np.searchsorted(np.cumsum(shares), rng.random(), side="right")))
-    got = taken(lesson.generate(NUMPY, p, [1, 2], 12, **how))
+    prompt = [1, 2]
+    got = taken(lesson.generate(NUMPY, p, prompt, 12, **how))
+    assert prompt == [1, 2], f"the caller's prompt was [1, 2], and is {prompt} now"
     assert_close(got, seen[2:], f"tokens drawn with {how or 'the defaults'}")
     assert all(type(token) is int for token in got), "a token is an int"
 
@@ -268,8 +272,9 @@ def test_speculate_hands_the_threads_on():
 @rooms
 def test_generate_with_int8_is_generate_with_rounded_weights(room):
     p, ops = model(block_size=16), devices.ops(room)
-    got = taken(lesson.generate(ops, p, [1, 2], 40, seed=3, int8=True))
     want = taken(lesson.generate(ops, decoding.rounded(p), [1, 2], 40, seed=3))
+    with unchanged(parameters=p.flat):  # rounded(p) is a copy: the caller's p stays as exact as it was
+        got = taken(lesson.generate(ops, p, [1, 2], 40, seed=3, int8=True))
     assert_close(got, want, "tokens with int8, where those with rounded(p) were expected")
 
 
@@ -299,8 +304,10 @@ def test_generate_of_no_tokens_is_none():
 @pytest.mark.parametrize("n", [1, 2, 20])  # 20: past the block
 def test_speculate_at_temperature_0_writes_what_generate_writes(room, n, drafts):
     p, ops = model(), devices.ops(room)
-    got = taken(lesson.speculate(ops, p, [3, 1], n, drafts, temperature=0))
-    assert_close(got, greedy_by_full_forward(p, [3, 1], n), "tokens, each the most probable one")
+    want, prompt = greedy_by_full_forward(p, [3, 1], n), np.array([3, 1])
+    with unchanged(parameters=p.flat, prompt=prompt):
+        got = taken(lesson.speculate(ops, p, prompt, n, drafts, temperature=0))
+    assert_close(got, want, "tokens, each the most probable one")
     assert all(type(token) is int for token in got), "a token is an int"
 
 
@@ -424,9 +431,11 @@ def test_beam_search_wide_enough_finds_the_best_of_all_texts(room, block_size, s
 
 
 def test_beam_search_with_one_beam_is_greedy():
-    p = model()
-    tokens, score = lesson.beam_search(NUMPY, p, [3], 15, beams=1)
-    assert_close(tokens, greedy_by_full_forward(p, [3], 15), "tokens, each the most probable one")
+    p, prompt = model(), np.array([3])
+    want = greedy_by_full_forward(p, [3], 15)
+    with unchanged(parameters=p.flat, prompt=prompt):
+        tokens, score = lesson.beam_search(NUMPY, p, prompt, 15, beams=1)
+    assert_close(tokens, want, "tokens, each the most probable one")
     assert_close(score, log_p(p, [3], [tokens])[0], "log-probability", rtol=1e-4)
     assert type(score) is float, f"the log-probability is a float, and this is {type(score).__name__}"
 

@@ -36,7 +36,7 @@ esac
 
 @pytest.fixture
 def house(tmp_path):
-    """A folder with the real Makefile, small lessons, a small tests/ and a complete .venv; tools in ../bin."""
+    """A folder with the real Makefile, small lessons and tests, and a complete .venv; tools in ../bin."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in TOOLS:

@@ -6,7 +6,7 @@ accident. It is no prison: a class's unknown files belong in a container.
 """
 import ast
 
-from tests.exercises.sheet import module_name
+from tests.exercises.sheet import module_name, parse
 
 MODULES = {
     "__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools",
@@ -31,8 +31,8 @@ METHODS = {
 
 def broken(source, reference, file):  # -> (line number, what it does) or None
     """The first thing in an answer that is not allowed. What the reference itself uses is."""
-    allowed = {what for what, _, _ in uses(ast.parse(reference), file)}
-    found = [(line, said) for what, line, said in uses(ast.parse(source), file) if what not in allowed]
+    allowed = {what for what, _, _ in uses(parse(reference), file)}
+    found = [(line, said) for what, line, said in uses(parse(source), file) if what not in allowed]
     return min(found, default=None)
 
 

@@ -1,7 +1,7 @@
 """A lesson's file with blanks: what `make exercise` writes, and what can be read off such a file."""
 import ast
 
-from tests.exercises.sheet import first_line, functions, has_docstring, lines_of
+from tests.exercises.sheet import first_line, functions, has_docstring, lines_of, parse
 
 
 def blank(source, exercises):  # text, {name: Exercise} -> text
@@ -42,7 +42,7 @@ def signature(node):
 def pieces(source):  # -> {"attention_forward": text, "import": text, ...}
     """The top-level parts of a file, to say what an update changed; methods apart, about-lines left out."""
     lines, found = lines_of(source), {}
-    for node in ast.parse(source).body:
+    for node in parse(source).body:
         name = getattr(node, "name", None) or " ".join(ast.unparse(node).split())[:40]
         start = first_line(node) if hasattr(node, "decorator_list") else node.lineno
         text = lines[start - 1:node.end_lineno]
