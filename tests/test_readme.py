@@ -19,6 +19,7 @@ from lessons.l16_gpt import count_parameters
 from lessons.parameters import Config
 from lessons.run_folder import FILES
 from lessons.training_options import complete
+from tests.exercises.sheet import sheet
 from tests.test_make import ROOT, script
 
 ENGLISH, CHINESE = READMES = "README.md", "README.zh-CN.md"
@@ -186,6 +187,8 @@ def test_numbers_that_the_code_knows():
     sizes = Config(*(settings[size] for size in ("vocab_size", "block", "layers", "heads", "embd")))
     for name in READMES:
         assert f"{count_parameters(sizes):,} " in read(name) and f"{settings['steps']:,} " in read(name)
+        for number in sum(map(len, sheet().values())), read("tests/mutants.toml").count("\n[["):
+            assert re.search(rf"(?<![\d,]){number}(?![\d,])", read(name)), f"{name} does not say {number}"
         assert re.search(r"(\d+) MB to download", read("environment.py"))[1] in read(name)
 
 

@@ -1,6 +1,7 @@
 """One part of a file's mutants. It collects the file's tests once and forks for every mutant: the child puts
 it in place of the function, runs the function's tests up to the first that fails, and exits with a code.
 """
+import gc
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ class Worker:
         self.exercises, self.kind, self.part, self.parts, self.ran = exercises, kind, part, parts, False
 
     def pytest_runtestloop(self, session):
+        gc.freeze()  # or every child would copy the pages in which objects are counted
         for name, exercise in self.exercises.items():
             source = (ROOT / exercise.file).read_text(encoding="utf-8")
             made = general(exercise, source) if self.kind == "general" else hand_made(exercise, source)

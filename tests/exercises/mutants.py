@@ -18,7 +18,7 @@ from lessons.errors import InputError
 from tests.exercises.mutate import survivors
 from tests.exercises.sheet import ROOT, files_of, sheet
 
-PARTS = 4  # of a file's general mutants: small jobs, so that all cores end together
+PARTS = 2  # of a file's general mutants: smaller jobs, so that all cores end together
 
 
 def main(*numbers):
@@ -30,6 +30,7 @@ def main(*numbers):
     lessons = [f"{int(number):02d}" for number in numbers] or list(sheet())
     jobs = [(lesson, file, *job) for lesson in lessons for file in files_of(sheet()[lesson])
             for job in [("hand", 0), *(("general", part) for part in range(PARTS))]]
+    jobs.sort(key=lambda job: job[2])  # the long ones first
     results = []
     with ThreadPoolExecutor(cores()) as pool:
         for done, found in enumerate(pool.map(run, jobs), 1):
