@@ -158,6 +158,7 @@ def events(path, file, todo, run, seconds, printed, hangs):  # yields dicts; the
               "lesson": int(next(iter(todo.values())).lesson), "seconds": seconds,
               "printed": str(printed), "hangs": str(hangs)}
     environment = dict(os.environ, PYTHONHASHSEED="0")
+    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(printed.parent))  # all it may write to
     if file.startswith("kernels"):  # compiled code of its own: the reference's must not mix with it
         others = sorted(Path(os.environ.get("LESSONS_PATH", path.parent)).rglob("kernels/**/*.py"))
         folder = compiled(path.parent / "compiled" / path.stem, map(read, [path, *others]))

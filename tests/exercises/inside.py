@@ -95,11 +95,12 @@ def load(name, path):
 
 
 class Fence:
-    """While it is up nothing is written but to temporary folders, and the reference's file is not read."""
+    """While it is up nothing is written but to this check's own folders, and the reference is not read."""
 
     def __init__(self, file):
         self.up, self.reference = False, str(ROOT / file)
-        self.free = (tempfile.gettempdir(), os.environ.get("NUMBA_CACHE_DIR", os.devnull), os.devnull)
+        folders = tempfile.gettempdir(), os.environ.get("NUMBA_CACHE_DIR", os.devnull), os.devnull
+        self.free = tuple(map(os.path.realpath, folders))
         sys.addaudithook(self.look)  # cannot be taken away again
 
     def __enter__(self):
