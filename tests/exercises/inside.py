@@ -14,8 +14,8 @@ import tempfile
 from tests.exercises.messages import MEMORY, PRINTED, said
 from tests.exercises.sheet import ROOT, asked_for, file_of_tests, module_name
 
-FILES = {"open": 1, "os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.truncate": 1, "os.link": 2,
-         "os.symlink": 2, "os.mkdir": 1}  # audit event -> how many of its arguments are paths
+FILES = {"open": (0,), "os.remove": (0,), "os.rename": (0, 1), "os.rmdir": (0,), "os.truncate": (0,),
+         "os.mkdir": (0,), "os.link": (1,), "os.symlink": (1,)}  # audit event -> arguments that name files
 CACHES = re.compile(r"[\\/](__pycache__|\.hypothesis)([\\/]|$)")
 TRUSTED = re.compile(r"(numpy|math|operator|builtins|tests\.close|tests\.guesses|_pytest\.python_api)($|\.)|"
                      r"tests\.test_")
@@ -110,9 +110,10 @@ class Fence:
         self.up = False
 
     def look(self, event, arguments):
-        if not self.up or event not in FILES or isinstance(arguments[0], int):
+        if not self.up or event not in FILES:
             return
-        paths = [os.path.realpath(os.fsdecode(path)) for path in arguments[:FILES[event]] if path is not None]
+        paths = [os.path.realpath(os.fsdecode(arguments[i])) for i in FILES[event]
+                 if isinstance(arguments[i], (str, bytes))]  # and not the number of an open one
         writes = event != "open" or arguments[2] & (os.O_WRONLY | os.O_RDWR)
         for path in paths:
             if path == self.reference:
