@@ -22,6 +22,7 @@ B, H, C = 2, 2, 6
 packed_q, packed_kv, packed_qkv = (rng.normal(size=s) for s in [(B, 4, C), (B, 5, 2 * C), (B, 4, 3 * C)])
 for shared in q, k, v, dout, mask, packed_q, packed_kv, packed_qkv:
     shared.setflags(write=False)
+EXACT = {"rtol": 1e-9, "atol": 1e-9, "dtype": float}
 cases = pytest.mark.parametrize(
     "causal, lengths", [(False, None), (True, None), (False, [5, 2]), (True, [1, 4])],
     ids=["no mask", "causal", "padding", "causal and padding"])
@@ -104,18 +105,6 @@ def of_mistakes_with_heads(q, kv, n_head, causal, lengths):
             "the lengths are not used": multi_head(q, kv, n_head, causal, None)}
 
 
-def assert_right(got, want, name, mistakes):
-    """assert_close, which says what was done if got is one of the mistakes."""
-    __tracebackhide__ = True
-    try:
-        assert_close(got, want, name, rtol=1e-9, atol=1e-9, dtype=float)
-    except AssertionError as error:
-        done = [what for what, out in mistakes.items()
-                if np.shape(got) == out.shape and np.allclose(got, out, equal_nan=True)]
-        lines = str(error).split("\n")
-        raise AssertionError("\n".join([*lines[:2], f"  {done[0]}"] if done else lines)) from None
-
-
 def float32(*arrays):
     return [a.astype(np.float32) for a in arrays]
 
@@ -127,12 +116,12 @@ def test_attention_forward():
     one, two, three = q.copy(), k.copy(), v.copy()
     with unchanged(q=one, k=two, v=three):
         out, _ = lesson.attention_forward(one, two, three)
-    assert_right(out, formula(q, k, v, everything), "out", of_mistakes(q, k, v, everything))
+    assert_close(out, formula(q, k, v, everything), "out", **EXACT, mistakes=of_mistakes(q, k, v, everything))
 
 
 def test_attention_forward_with_a_mask():
     out, _ = lesson.attention_forward(q, k, v, mask)
-    assert_right(out, formula(q, k, v, mask), "out", of_mistakes(q, k, v, mask))
+    assert_close(out, formula(q, k, v, mask), "out", **EXACT, mistakes=of_mistakes(q, k, v, mask))
     one = np.array([mask, mask[::-1]])  # a mask of its own for each row of the batch
     assert_close(lesson.attention_forward(q, k, v, one)[0], formula(q, k, v, one), "out, a mask for each row")
 
@@ -307,7 +296,7 @@ def test_cross_attention_forward(causal, lengths):
     given = np.array(lengths or [])
     with unchanged(lengths=given):
         out, _ = lesson.cross_attention_forward(*asked[:4], given if lengths else None)
-    assert_right(out, want, "out", mistakes)
+    assert_close(out, want, "out", **EXACT, mistakes=mistakes)
 
 
 @pytest.mark.parametrize("Tq", [1, 2, 3])
@@ -413,7 +402,7 @@ def test_flash_attention(tile, see):
         out = lesson.flash_attention(one, two, three, see, tile=tile)
     full = np.broadcast_to(True if see is None else see, (4, 5))
     mistakes = of_mistakes_with_tiles(q, k, v, full, tile)
-    assert_right(out, formula(q, k, v, full), "out", mistakes)
+    assert_close(out, formula(q, k, v, full), "out", **EXACT, mistakes=mistakes)
 
 
 def test_flash_attention_takes_any_leading_axes():

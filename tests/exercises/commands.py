@@ -9,7 +9,7 @@ from lessons.errors import InputError
 from tests.exercises import check as checking
 from tests.exercises import workbook
 from tests.exercises.sheet import ROOT, files_of, first_line, functions, sheet, text_of
-from tests.exercises.stub import lines_of_code
+from tests.exercises.stub import size
 from tests.exercises.workbook import mine, read, reference, show
 
 
@@ -27,9 +27,13 @@ def lesson_of(which, verb="exercise"):  # "12", "attention" -> "12", {name: Exer
 
 def begun(which, verb):
     lesson, exercises = lesson_of(which, verb)
-    if not any(mine(lesson, file).exists() for file in files_of(exercises)):
+    if not is_begun(lesson, exercises):
         raise InputError(f"lesson {int(lesson)} has no workbook yet: make exercise {int(lesson)} writes one")
     return lesson, exercises
+
+
+def is_begun(lesson, exercises):
+    return any(mine(lesson, file).exists() for file in files_of(exercises))
 
 
 def exercise(which="", fresh=""):
@@ -41,8 +45,7 @@ def exercise(which="", fresh=""):
             print(f"  {show(mine(lesson, file))}")
             nodes = functions(reference(file))
             for name, entry in todo.items():
-                n = lines_of_code(nodes[name].body[1 + entry.keep:])
-                print(f"    {name:26} about {n} line{'s' * (n > 1)}")
+                print(f"    {name:26} {size(nodes[name], entry)}")
     print(f"\nThen: make check {int(lesson)}, as often as you like. Stuck? make hint {int(lesson)}")
     return 0
 
@@ -63,7 +66,7 @@ def check(which="", scope=""):
 
 def hint(which=""):
     lesson, exercises = begun(which, "hint")
-    left = [name for name in exercises if name not in all_finished(lesson, exercises)]
+    left = unfinished(lesson, exercises)
     named = workbook.progress().get(lesson, {}).get("next")  # by the last check
     name = named if named in left else left[0] if left else None
     if name is None:
@@ -110,13 +113,13 @@ def progress():
 
     names, left = {f"{number:02d}": name for number, name, _ in lessons()}, []
     for lesson, exercises in sheet().items():
-        done, hints = len(all_finished(lesson, exercises)), sum(workbook.of(lesson, "hints").values())
-        bar = "#" * done + "." * (len(exercises) - done)
+        todo, hints = len(unfinished(lesson, exercises)), sum(workbook.of(lesson, "hints").values())
+        done = len(exercises) - todo
+        bar = "#" * done + "." * todo
         read_hints = f"   {hints} hint{'s' * (hints > 1)}" if hints else ""
         print(f"{int(lesson):3} {names[lesson]:12} {bar:16} {done:2} of {len(exercises):2}{read_hints}")
-        if done < len(exercises):
-            begun = any(mine(lesson, file).exists() for file in files_of(exercises))
-            left.append((not begun, lesson))  # what is begun comes first
+        if todo:
+            left.append((not is_begun(lesson, exercises), lesson))  # what is begun comes first
     if left:
         fresh, lesson = min(left)
         print(f"\nGo on: make {'exercise' if fresh else 'check'} {int(lesson)}")
@@ -125,13 +128,14 @@ def progress():
     return 0
 
 
-def all_finished(lesson, exercises):
-    return set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+def unfinished(lesson, exercises):  # -> names, in the order of writing
+    done = set().union(*(workbook.finished(lesson, file, todo) for file, todo in files_of(exercises).items()))
+    return [name for name in exercises if name not in done]
 
 
 def solution(which=""):
     lesson, exercises = begun(which, "solution")
-    left = [name for name in exercises if name not in all_finished(lesson, exercises)]
+    left = unfinished(lesson, exercises)
     if left:
         raise InputError(f"{left[0]} is not done: make check {int(lesson)} says what is missing, make hint "
                          f"{int(lesson)} helps. The solution is there to compare with, once all are done")
@@ -165,5 +169,3 @@ def run_mine(*arguments):
             return process.wait()
         except KeyboardInterrupt:
             pass  # it has got the Ctrl-C, too, and is saving
-
-

@@ -23,6 +23,7 @@ from pathlib import Path
 from lessons.devices import cores
 from lessons.errors import InputError
 from tests.exercises.sheet import ROOT, files_of, sheet
+from tests.exercises.workbook import free
 
 SECONDS, BYTES, FILES = 900, 1 << 20, 5000  # for one workbook; of one of its files; in one hand-in
 PLACES = {(lesson, file) for lesson in sheet() for file in files_of(sheet()[lesson])}
@@ -189,10 +190,6 @@ def harmless(cell):
 
 def printable(text):
     return os.fsencode(text).decode("utf-8", "replace").translate(dict.fromkeys(range(32), " "))
-
-
-def free(path):
-    return path if not path.exists() else free(path.with_stem(f"{path.stem}x"))
 
 
 if __name__ == "__main__":

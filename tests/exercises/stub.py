@@ -12,16 +12,17 @@ def blank(source, exercises):  # text, {name: Exercise} -> text
         node, exercise = nodes[name], exercises[name]
         kept = has_docstring(node) + exercise.keep
         start = node.body[kept - 1].end_lineno if kept else node.body[0].lineno - 1
-        n = lines_of_code(node.body[kept:])
         pad = " " * node.body[0].col_offset
         lines[start:node.end_lineno] = [
-            f"{pad}# TODO: about {n} line{'s' * (n > 1)}. Stuck? make hint {int(exercise.lesson)}\n",
+            f"{pad}# TODO: {size(node, exercise)}. Stuck? make hint {int(exercise.lesson)}\n",
             f'{pad}raise NotImplementedError("{name}")\n']
     return "".join(lines)
 
 
-def lines_of_code(body):
-    return len({node.lineno for node in ast.walk(ast.Module(body, [])) if hasattr(node, "lineno")})
+def size(node, exercise):  # -> "about 3 lines", of what is to be written
+    body = ast.Module(node.body[has_docstring(node) + exercise.keep:], [])
+    n = len({inner.lineno for inner in ast.walk(body) if hasattr(inner, "lineno")})
+    return f"about {n} line{'s' * (n > 1)}"
 
 
 def is_blank(node):

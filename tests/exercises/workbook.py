@@ -132,9 +132,9 @@ def start(lesson, exercises, fresh):
     return written
 
 
-def free(path):
+def free(path):  # -> a path like it under which nothing lies
     while path.exists():
-        path = path.with_name(path.name.removesuffix(".old") + "x.old")
+        path = path.with_stem(f"{path.stem}x")
     return path
 
 
