@@ -1,6 +1,5 @@
 """A training under way (lesson 18): what it shows, logs and saves when, and how it is stopped."""
 import contextlib
-import functools
 import math
 import os
 import pathlib
@@ -32,6 +31,13 @@ def tell(say, text):
             os.dup2(nowhere, descriptor)
 
 
+def print_now(text):
+    try:
+        print(text, flush=True)
+    except RuntimeError:  # the signal came in the middle of a print, which cannot be called twice
+        os.write(1, f"{text}\n".encode())
+
+
 @contextlib.contextmanager
 def stop_signals():
     """Yields a list, in which the first Ctrl-C, SIGTERM (from a job scheduler) or SIGHUP (the terminal was
@@ -51,8 +57,7 @@ def stop_signals():
         restore()
         if number not in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # the shell sends another one
-        tell(functools.partial(print, flush=True),
-             "Finishing this step, then saving. A second Ctrl-C or SIGTERM stops at once.")
+        tell(print_now, "Finishing this step, then saving. A second Ctrl-C or SIGTERM stops at once.")
 
     for number in before:
         signal.signal(number, note)

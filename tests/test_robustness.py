@@ -4,6 +4,7 @@ Each run is a process of its own (see processes.py), started as by `python -m le
 """
 import ctypes
 import fcntl
+import io
 import os
 import pty
 import random
@@ -185,6 +186,22 @@ def test_a_run_whose_terminal_is_closed_saves(place, tmp_path):
     os.close(ours)  # the window is gone
     assert wait(pid) == 128 + signal.SIGHUP
     assert load_state(out / "training.safetensors")[1]["progress"]["step"] >= 3
+
+
+def test_a_signal_in_the_middle_of_a_print_is_noted_and_breaks_nothing(monkeypatch):
+    class Screen(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not came:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return len(data)
+
+    with training_job.stop_signals() as came:
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BufferedWriter(Screen())))
+        print("step 1", flush=True)
+    assert came == [signal.SIGTERM]
 
 
 # ---- two trainings, one folder
