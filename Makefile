@@ -2,6 +2,7 @@
 #
 # make lesson 12    run lesson 12; make lesson attention finds it by name
 # make train        train a GPT on Shakespeare, about three minutes on two cores
+#                   make train ARGS="--device cuda" does it on an NVIDIA GPU; installs what it needs first
 # make generate     write text with the model in out/shakespeare
 #
 # make exercise 12  write workbook/12/: lesson 12 with blanks, for you to fill (FRESH=1: once more)
@@ -11,13 +12,14 @@
 # make progress     how far you are. With MINE=1, lesson, check, train and generate run what you wrote
 #
 # make test         run all tests, on all cores
+# make ptx          see what the GPU's kernels compile to, without a GPU; installs the compiler first
 # make bench        compare the speed with PyTorch and others; installs them first
 # make clean        remove .venv and __pycache__; what you made in out/ and workbook/ stays
 PYTHON ?= python3
 PY := .venv/bin/python
 
 NUMBERED := lesson exercise check watch hint solution
-VERBS := help $(NUMBERED) progress train generate test bench clean
+VERBS := help $(NUMBERED) progress train generate test ptx bench clean
 WORDS := $(wordlist 2,99,$(MAKECMDGOALS))
 .PHONY: $(VERBS) no-python
 
@@ -29,14 +31,16 @@ ifneq ($(UNKNOWN),)
 endif
 
 help:
-	@sed -n 's/^# make/  make/p' Makefile
+	@sed -n 's/^# \( *make\)/  \1/p' Makefile
 	@echo; echo '  Options go through ARGS: make train ARGS="--steps 200", and ARGS=--help shows them.'; echo
 	@{ $(PY) -m lessons || "$(PYTHON)" -m lessons; } 2>/dev/null || echo "The lessons are in lessons/."
 
 # With MINE=1 the learner's finished functions stand in place of the reference's.
 LESSONS := $(PY) -m $(if $(filter 1,$(MINE)),tests mine,lessons)
+# Only those who ask for the GPU get its packages.
+READY := .venv/$(if $(filter --device=cuda,$(subst --device cuda,--device=cuda,$(strip $(ARGS)))),cuda,ok)
 
-lesson: .venv/ok
+lesson: $(READY)
 	@$(LESSONS) $(N) $(ARGS)
 
 exercise check watch hint solution: .venv/ok
@@ -59,10 +63,10 @@ else
     $(error there is no verb '$(WRONG)'; make lists them. Options go into ARGS: make train ARGS="--steps 9")
   endif
 
-train: .venv/ok
+train: $(READY)
 	@$(LESSONS) training $(ARGS)
 
-generate: .venv/ok
+generate: $(READY)
 	@$(LESSONS) generation --model out/shakespeare $(ARGS)
 
 progress: .venv/ok
@@ -70,6 +74,9 @@ progress: .venv/ok
 
 test: .venv/ok
 	@$(PY) -m pytest $(or $(ARGS),-n auto)
+
+ptx: .venv/ptx
+	@$(PY) -m tests.ptx $(ARGS)
 
 bench: .venv/bench
 	@$(PY) -m tests.benchmarks $(ARGS)
@@ -86,7 +93,9 @@ SET_UP = @command -v "$(PYTHON)" >/dev/null || { \
 apt install python3 python3-venv. One elsewhere: make PYTHON=/path/to/python3" >&2; exit 1; }; \
   "$(PYTHON)" environment.py
 
-.venv/ok: requirements.txt $(shell test -x $(PY) || echo no-python)
+GONE := $(shell test -x $(PY) || echo no-python)
+
+.venv/ok: requirements.txt $(GONE)
 	$(SET_UP)
-.venv/bench: requirements-bench.txt .venv/ok
-	$(SET_UP) bench
+.venv/bench .venv/cuda .venv/ptx: .venv/%: requirements-%.txt requirements.txt $(GONE)
+	$(SET_UP) $*

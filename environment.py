@@ -1,12 +1,13 @@
 """Makes .venv: a Python of this folder's own, with the packages of requirements.txt. `make` calls it.
 
     python3 environment.py          what the lessons and the tests need        (Windows: py environment.py)
-    python3 environment.py bench    and what `make bench` compares with
+    python3 environment.py bench    and what `make bench` compares with; cuda, ptx: the other extras below
 
-.venv/ok and .venv/bench say that everything is there. While packages are written, .venv/unfinished exists: a
-set-up that was killed leaves it behind, and the next one starts anew. uv does the work where it is installed,
-pip elsewhere. Nothing here is newer than Python 3.6, so that an old one can say that it is too old.
+.venv/ok, .venv/bench and so on say that everything is there. While packages are written, .venv/unfinished
+exists: a set-up that was killed leaves it behind, and the next one starts anew. uv does the work where
+there is one, pip elsewhere. Nothing here is newer than Python 3.6, so an old one can say that it is too old.
 """
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -20,12 +21,23 @@ except ImportError:  # Windows
 
 VENV = ".venv"
 PYTHON = os.path.join(VENV, *(["Scripts", "python.exe"] if os.name == "nt" else ["bin", "python"]))
-OK, BENCH, UNFINISHED, LOG = (os.path.join(VENV, name) for name in ("ok", "bench", "unfinished", "setup.log"))
+OK, UNFINISHED, LOG = (os.path.join(VENV, name) for name in ("ok", "unfinished", "setup.log"))
 TORCH = "torch==2.13.0"  # in no lock: requirements-bench.txt says why
+EXTRAS = {  # in requirements-NAME.txt; what is said before it is installed
+    "bench": "what make bench compares with, once: PyTorch, tokenizers, transformers.\n"
+             "To download: about 2.8 GB on Linux, where PyTorch brings CUDA along; 0.3 GB with its build\n"
+             "for CPUs, which does as well: see requirements-bench.txt.",
+    "cuda": "what --device cuda needs, once: numba-cuda and NVIDIA's compiler.\n"
+            "To download: about 220 MB; 560 MB on disk.",
+    "ptx": "what make ptx compiles with, once: numba-cuda, NVIDIA's compiler and assembler.\n"
+           "To download: about 210 MB; 540 MB on disk.",
+}
 
 
-def main(bench):
+def main(extras):
     os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    for extra in extras:
+        refuse(extra)
     wait_for_others()
     uv = shutil.which("uv")
     if fresh(OK, "requirements.txt"):
@@ -38,13 +50,42 @@ def main(bench):
         remove(OK)
         install(uv, "--require-hashes", "-r", "requirements.txt")
         touch(OK)
-    if bench and not fresh(BENCH, "requirements-bench.txt", OK):
-        print("Installing what make bench compares with, once: PyTorch, tokenizers, transformers.\n"
-              "To download: about 2.8 GB on Linux, where PyTorch brings CUDA along; 0.3 GB with its build\n"
-              "for CPUs, which does as well: see requirements-bench.txt.", flush=True)
-        install(uv, "--require-hashes", "-r", "requirements.txt", "-r", "requirements-bench.txt")
-        install(uv, TORCH)
-        touch(BENCH)
+    for extra in extras:
+        mark, lock = os.path.join(VENV, extra), "requirements-" + extra + ".txt"
+        if not fresh(mark, lock, OK):
+            print("Installing " + EXTRAS[extra], flush=True)
+            install(uv, "--require-hashes", "-r", "requirements.txt", "-r", lock)
+            if extra == "bench":
+                install(uv, TORCH)
+            touch(mark)
+
+
+def refuse(extra):
+    """Ends with one line, before anything is installed, where the extra would be of no use."""
+    if extra not in EXTRAS:
+        sys.exit(f"There is no extra {extra!r}. There are: {', '.join(EXTRAS)}.")
+    if extra == "ptx" and sys.platform == "darwin":
+        sys.exit("NVIDIA's compiler exists for Linux and Windows, not for macOS: make ptx cannot run here.")
+    if extra == "cuda":
+        gpus, version = ask_the_driver()
+        if not gpus:
+            sys.exit("--device cuda needs an NVIDIA GPU with its driver, and this machine has none. Without "
+                     "--device the CPU trains; make lesson 26 shows the GPU's kernels without a GPU.")
+        if version < 13000:
+            sys.exit("--device cuda needs an NVIDIA driver for CUDA 13.0, which is 580 or newer. This one is "
+                     f"for CUDA {version // 1000}.{version % 1000 // 10}: update it.")
+
+
+def ask_the_driver():  # -> how many GPUs it has; 13000 for CUDA 13.0
+    gpus, version = ctypes.c_int(), ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return 0, 0
+    if driver.cuInit(0) == 0:
+        driver.cuDeviceGetCount(ctypes.byref(gpus))
+        driver.cuDriverGetVersion(ctypes.byref(version))
+    return gpus.value, version.value
 
 
 def wait_for_others():
@@ -146,7 +187,7 @@ if __name__ == "__main__":
         sys.exit(f"Python 3.11 or newer is needed, and this is {sys.version_info[0]}.{sys.version_info[1]}. "
                  "If there is a newer one: make PYTHON=python3.12")
     try:
-        main(bench="bench" in sys.argv[1:])
+        main(extras=sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("\nStopped. The next call starts anew.")
     except OSError as error:

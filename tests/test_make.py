@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+EXTRAS = "bench", "cuda", "ptx"
+LOCKS = "requirements.txt", *(f"requirements-{extra}.txt" for extra in EXTRAS)
 TOOLS = "make", "sh", "sed", "find", "rm", "head", "mkdir", "ln", "touch", "sleep"
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
@@ -51,7 +53,7 @@ def house(tmp_path):
         (house / "lessons" / f"{name}.py").write_text(text)
     (house / "tests").mkdir()
     (house / "tests" / "__main__.py").write_text("import sys\nprint('tests', *sys.argv[1:])\n")
-    for lock in "requirements.txt", "requirements-bench.txt":
+    for lock in LOCKS:
         (house / lock).write_text("# nothing to install\n")
     (house / ".venv" / "bin").mkdir(parents=True)
     (house / ".venv" / "bin" / "python").symlink_to(tools / "python3")
@@ -135,7 +137,7 @@ def test_make_lists_the_verbs_and_the_lessons_without_an_environment(house):
     code, output, errors = make(house)
     assert (code, errors) == (0, "") and not (house / ".venv").exists()
     for verb in ("lesson 12", "exercise 12", "check 12", "hint 12", "solution 12", "progress", "train",
-                 "generate", "test", "bench", "clean"):
+                 "generate", "test", "ptx", "bench", "clean"):
         assert re.search(rf"^  make {verb} +\w+", output, re.MULTILINE), verb
     assert output.endswith("The lessons are:\n"
                            "   2  ngrams          How far does it get us?\n"
@@ -284,6 +286,80 @@ def test_make_bench_installs_once_what_it_compares_with(fresh):
     assert make(fresh, "bench") == (0, "benchmarks ran\n", "") and asked(fresh) == []
 
 
+def test_make_ptx_installs_the_compiler_once(fresh):
+    (fresh / "tests" / "ptx.py").write_text("import sys\nprint('ptx', *sys.argv[1:])\n")
+    code, output, _ = make(fresh, "ptx", "ARGS=matmul")
+    assert code == 0 and "compiler" in output and " MB on disk" in output and output.endswith("ptx matmul\n")
+    assert asked(fresh) == ["venv", "pip", "pip"]
+    assert make(fresh, "ptx") == (0, "ptx\n", "") and asked(fresh) == []
+
+
+def python_with(house, change):
+    """For PYTHON=: a Python in which this was done first."""
+    python = house.parent / "bin" / "changed"
+    program = (f"import ctypes, os, runpy, sys, types; {change}; "
+               "del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')")
+    script(python, f'#!/bin/sh\nexec "{sys.executable}" -c "{program}" "$@"\n')
+    return python
+
+
+def driver(gpus, version):
+    """A change for python_with: NVIDIA's driver, with so many GPUs."""
+    return (f"write = lambda place, n: setattr(place._obj, 'value', n); "
+            f"ctypes.CDLL = lambda name: types.SimpleNamespace(cuInit=lambda flags: {0 if gpus else 100}, "
+            f"cuDeviceGetCount=lambda n: write(n, {gpus}), cuDriverGetVersion=lambda n: write(n, {version}))")
+
+
+@pytest.mark.parametrize("words, ran", [
+    (["train", "ARGS=--device cuda --steps 9"], "training ran --device cuda --steps 9\n"),
+    (["train", "ARGS=--steps 9  --device=cuda"], "training ran --steps 9 --device=cuda\n"),
+    (["train", "MINE=1", "ARGS=--device  cuda"], "tests mine training --device cuda\n"),
+    (["lesson", "18", "ARGS=--device cuda"], "training ran --device cuda\n"),
+])
+def test_the_gpu_gets_its_packages_when_it_is_asked_for(fresh, words, ran):
+    words += f"PYTHON={python_with(fresh, driver(1, 13000))}",
+    code, output, _ = make(fresh, *words)
+    assert code == 0 and "numba-cuda" in output and " MB on disk" in output and output.endswith(ran)
+    assert asked(fresh) == ["venv", "pip", "pip"]
+    assert make(fresh, *words) == (0, ran, "") and asked(fresh) == []
+
+
+@pytest.mark.parametrize("change, line", [
+    ("ctypes.CDLL = lambda name: open('/no/driver')", "this machine has none. Without --device "),
+    (driver(0, 13000), "this machine has none. Without --device "),
+    (driver(1, 12040), "580 or newer. This one is for CUDA 12.4: update it."),
+])
+def test_without_a_gpu_nothing_is_installed_for_one(fresh, change, line):
+    code, output, errors = make(fresh, "train", "ARGS=--device cuda", f"PYTHON={python_with(fresh, change)}")
+    assert (code, output) == (2, "") and line in errors and len(errors.splitlines()) == 2
+    assert asked(fresh) == [] and not (fresh / ".venv").exists()
+
+
+@pytest.mark.parametrize("device", ["cpu", "numpy", "cudas"])
+def test_other_devices_need_nothing_more(house, device):
+    assert make(house, "train", f"ARGS=--device {device}") == (0, f"training ran --device {device}\n", "")
+
+
+def test_extras_and_the_rest_stay_valid_beside_each_other(fresh):
+    python = f"PYTHON={python_with(fresh, driver(1, 13000))}"
+    verbs = [(".venv/ok",), (".venv/ptx",), (".venv/bench",), ("train", "ARGS=--device cuda")]
+    for words in verbs:
+        assert make(fresh, *words, python)[0] == 0
+    assert {path.name for path in (fresh / ".venv").iterdir()} == {"bin", "ok", *EXTRAS}
+    asked(fresh)
+    for words in verbs:
+        assert make(fresh, *words, python)[0] == 0 and asked(fresh) == []
+    os.utime(fresh / ".venv" / "ptx", (1, 1))  # its lock is newer: it alone is brought up to date
+    for words in verbs:
+        assert make(fresh, *words, python)[0] == 0
+    assert asked(fresh) == ["pip"]
+
+
+def test_an_extra_that_does_not_exist_is_one_line(fresh):
+    code, output, errors = call(fresh, "python3", "environment.py", "gpu")
+    assert (code, output, errors) == (1, "", "There is no extra 'gpu'. There are: bench, cuda, ptx.\n")
+
+
 @pytest.mark.parametrize("trouble, line", [
     ("sys.version_info = (3, 9, 2)", "Python 3.11 or newer is needed, and this is 3.9. "),
     ("sys.modules['ensurepip'] = None", "lacks the venv module. Debian, Ubuntu: apt install python3-venv. "),
@@ -291,10 +367,7 @@ def test_make_bench_installs_once_what_it_compares_with(fresh):
 ])
 def test_what_this_machine_lacks_is_said_in_one_line(house, trouble, line):
     shutil.rmtree(house / ".venv")
-    lacking = house.parent / "bin" / "lacking"
-    program = f"import os, runpy, sys; {trouble}; runpy.run_path(sys.argv[1], None, '__main__')"
-    script(lacking, f'#!/bin/sh\nexec "{sys.executable}" -c "{program}" "$@"\n')
-    code, output, errors = make(house, "lesson", "2", f"PYTHON={lacking}")
+    code, output, errors = make(house, "lesson", "2", f"PYTHON={python_with(house, trouble)}")
     assert (code, output) == (2, "") and line in errors
     assert len(errors.splitlines()) == 2 and errors.splitlines()[1].startswith("make: ***")
     assert not (house / ".venv").exists()
@@ -396,18 +469,29 @@ def test_a_reader_that_has_seen_enough_stops_a_lesson_silently(house):
 # The locks
 
 
-def packages(lock):
-    return set(re.findall(r"^([a-z0-9-]+)==", (ROOT / lock).read_text(), re.MULTILINE))
+def pins(lock):  # -> {package: version}
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE))
 
 
 def test_the_locks_hold_every_package_and_no_address():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core, bench = packages("requirements.txt"), packages("requirements-bench.txt")
-    assert set(project["dependencies"]) <= core
-    torch, *others = project["optional-dependencies"]["bench"]
-    assert set(others) <= bench and not core & bench
+    assert set(project["dependencies"]) <= set(pins("requirements.txt"))
+    assert set(project["optional-dependencies"]) == set(EXTRAS)
+    torch = project["optional-dependencies"]["bench"].pop(0)
     assert f'TORCH = "{torch}"' in (ROOT / "environment.py").read_text()
-    for file in "requirements.txt", "requirements-bench.txt":
+    for extra, wanted in project["optional-dependencies"].items():
+        here = pins(f"requirements-{extra}.txt")
+        assert {re.match(r"[\w-]+", package)[0] for package in wanted} <= set(here)
+        assert not set(here) & set(pins("requirements.txt"))
+    for file in LOCKS:
         text = (ROOT / file).read_text()
         assert not re.search(r"https?://|file://|^-|^/", text, re.MULTILINE), file
         assert text.count("==") <= text.count("--hash=sha256:"), file
+
+
+def test_the_extras_fit_into_one_environment():
+    locks = [pins(f"requirements-{extra}.txt") for extra in EXTRAS]
+    for one in locks:
+        for other in locks:
+            assert {name: one[name] for name in one.keys() & other} == {
+                name: other[name] for name in one.keys() & other}
