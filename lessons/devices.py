@@ -1,7 +1,8 @@
 """The table of operations: which lesson explains each, and which kernel does it fast.
 
 A model takes `ops` and is written once; devices.ops("numpy") runs it on the lessons' own lines,
-devices.ops("cpu") on kernels/cpu. Both rooms have the same names with the same signatures.
+devices.ops("cpu") on kernels/cpu, devices.ops("cuda") on kernels/cuda. All rooms have the same names with the
+same signatures.
 """
 import importlib
 import os
@@ -21,14 +22,19 @@ LESSONS = {  # subject -> lesson, operations
                             "dropout_forward", "dropout_backward"]),
     "decoding": ("decoding", ["decode_weights", "decode"]),
 }
-ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}"}  # device -> the module of a subject
+ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}",  # device -> the module of a subject
+         "cuda": "kernels.cuda.{subject}"}
 
 
 def ops(device):
-    """A namespace of all operations on `device`: "numpy" or "cpu". InputError for any other."""
+    """A namespace of all operations on `device`, "numpy", "cpu" or "cuda". InputError for any other, and for
+    "cuda" if there is no GPU."""
     if device not in ROOMS:
-        later = " (the GPU's kernels come with lesson 26, which is not here yet)" if device == "cuda" else ""
-        raise InputError(f"there is no device {device!r}{later}: choose one of {', '.join(ROOMS)}")
+        raise InputError(f"there is no device {device!r}: choose one of {', '.join(ROOMS)}")
+    if device == "cuda":
+        from kernels.cuda.compiled import problem
+        if why := problem():
+            raise InputError(f"device cuda: {why}. Choose cpu, or read the kernels with `make lesson 26`")
     keep_freed_memory()
     table = {}
     for subject, (_, names) in LESSONS.items():

@@ -3,10 +3,10 @@
     for step in 1 .. steps:
         rows of text  ->  loss and gradient  ->  clip  ->  update of all parameters
 
-Every core runs forward and backward on its share of the rows, in a thread with its own gradient buffer. NumPy
-and the kernels let go of Python's lock, so the threads run side by side. Then each thread adds up its slice
-of the gradients and updates its slice of the parameters. Between machines this is called data parallelism.
-Where memory is short, a thread computes its share in parts: the gradient of a sum is the sum of gradients.
+Every core runs forward and backward on its share of the rows, in a thread with its own gradients; NumPy and
+the kernels let go of Python's lock. Then each thread adds up its slice of the gradients and updates its slice
+of the parameters. Between machines this is called data parallelism. Where memory is short, a thread computes
+its share in parts: the gradient of a sum is the sum of gradients.
 
 B rows of a batch, T positions, R threads (i is one of them), n parameters. Losses are in nats a token.
 `make lesson 18` (the same as `make train`) is the main job: a GPT on Shakespeare in about three minutes.
@@ -66,18 +66,16 @@ def gpt_gradient(ops, p, batch, total, g, dropout, seed):  # X, Y (rows, T) -> t
 
 
 class Trainer:
-    """A model, its optimizer's memory, and the threads that train it.
-
-    gradient: gpt_gradient, or the same for another model and loss. accumulate: in how many parts a thread
-    computes its rows, one after the other: the fewer at once, the less memory. dropout: its rate."""
+    """A model, its optimizer's memory, and the threads that train it. gradient: gpt_gradient, or the same for
+    another model and loss. accumulate: in how many parts a thread computes its rows, one after the other: the
+    fewer at once, the less memory. dropout: its rate."""
 
     def __init__(self, ops, config, optimizer="muon", recipe=None, threads=2, seed=0, gradient=gpt_gradient,
                  accumulate=1, dropout=0.0):
         threadpool_limits(1, "blas")  # the threads are ours: one matrix product a core
         self.ops, self.optimizer, self.threads, self.seed = ops, optimizer, threads, seed
         self.gradient, self.accumulate, self.dropout = gradient, accumulate, dropout
-        self.recipe, self.steps = recipe or RECIPES[optimizer], 0
-        self.p = init_parameters(config, seed)
+        self.recipe, self.p, self.steps = recipe or RECIPES[optimizer], init_parameters(config, seed), 0
         n = self.p.flat.size
         self.flat_grads = aligned_zeros(threads * n, np.float32).reshape(threads, n)
         self.grads = [Parameters(config, flat) for flat in self.flat_grads]
@@ -87,6 +85,9 @@ class Trainer:
         matrices = [name for name, view in self.p.views.items() if part_of(name, view.shape) == "matrices"]
         self.matrices = sorted(matrices, key=lambda name: self.p[name].size * min(self.p[name].shape))
         self.pool = ThreadPoolExecutor(threads)
+
+    def rows(self, tokens, seed):  # -> X, Y of the next step
+        return rows(tokens, self.recipe.batch, self.p.config.block_size, seed, self.steps + 1)
 
     def together(self, function):
         """[function(0), ..., function(R - 1)], at the same time."""
@@ -134,15 +135,15 @@ class Trainer:
         mine = share(0, self.p.flat.size, i, self.threads)
         return self.ops.gradient_norm_squared(self.flat_grads, mine.start, mine.stop)
 
-    def rate(self):
-        """The factor, 0 to 1, of this step's rates. The step after the last one would have 0."""
-        return warmup_linear(self.steps, self.recipe.steps + 1, self.recipe.warmup, 1.0)
+    def rate(self, step):
+        """The factor, 0 to 1, of a step's rates. The step after the last one would have 0."""
+        return warmup_linear(step, self.recipe.steps + 1, self.recipe.warmup, 1.0)
 
     def update(self, i, scale):
         """The i-th thread's share of every part of the parameters, changed by the optimizer."""
         ops, p, g = self.ops, self.p.flat, self.grads[0].flat
         for part, (op, rate, decay) in PARTS[self.optimizer].items():
-            lr, decay = self.recipe.lr * self.rate() * rate, self.recipe.weight_decay * decay
+            lr, decay = self.recipe.lr * self.rate(self.steps) * rate, self.recipe.weight_decay * decay
             s = share(self.p.parts[part].start, self.p.parts[part].stop, i, self.threads)
             if op == "sgd":
                 ops.sgd(p[s], g[s], self.m[s], lr, MOMENTUM[op], decay, scale)
@@ -165,9 +166,8 @@ class Trainer:
 
 def train(trainer, tokens, seed=0):
     """Yields loss and norm of each step, from where the trainer stands to the end of its recipe."""
-    block, recipe = trainer.p.config.block_size, trainer.recipe
-    while trainer.steps < recipe.steps:
-        yield trainer.step(*rows(tokens, recipe.batch, block, seed, trainer.steps + 1))
+    while trainer.steps < trainer.recipe.steps:
+        yield trainer.step(*trainer.rows(tokens, seed))
 
 
 def evaluate(trainer, tokens):  # (n,) -> the GPT's mean loss of tokens[1:] in nats
@@ -183,7 +183,7 @@ def evaluate(trainer, tokens):  # (n,) -> the GPT's mean loss of tokens[1:] in n
     def nats(batch):  # a sum: cross_entropy divides by 1
         return trainer.ops.cross_entropy(gpt_forward(trainer.ops, trainer.p, batch[0])[0], batch[1], 1)[0]
 
-    return sum(trainer.pool.map(nats, batches)) / len(targets)
+    return sum(map(float, trainer.pool.map(nats, batches))) / len(targets)
 
 
 def quick_model(text, steps=100):  # -> (Parameters, tokenizer)

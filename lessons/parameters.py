@@ -118,3 +118,8 @@ def init_parameters(config, seed=0, dtype=np.float32):  # Config, int -> Paramet
         elif "ln_" in name and name.endswith("weight"):
             view[:] = 1
     return p
+
+
+def on_host(p):
+    """Parameters in NumPy's arrays: p itself, or a copy of what lies on a GPU."""
+    return p if isinstance(p.flat, np.ndarray) else Parameters(p.config, p.flat.numpy())

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lessons.l17_weights import save_model, save_state
 from lessons.l18_training import Diverged, Trainer, evaluate, train
+from lessons.parameters import on_host
 from lessons.run_folder import COLUMNS, add_to_log, draw
 from lessons.training_text import spread
 
@@ -88,7 +89,7 @@ class Job:
         """The checkpoint comes last: where it says step N, all else in the folder is at least that far."""
         step, block = self.trainer.steps, self.trainer.p.config.block_size
         self.loss(self.validation[:4 * block + 1])
-        save_model(self.out, self.trainer.p, self.tokenizer)
+        save_model(self.out, on_host(self.trainer.p), self.tokenizer)
         if step == self.trainer.recipe.steps:
             draw(self.out)
         save_state(self.out / "training.safetensors", self.trainer.arrays(),
@@ -118,24 +119,32 @@ class Job:
         loss, norm = (progress[name] / progress["losses"] for name in ("loss_sum", "norm_sum"))
         bits = nats and nats / math.log(2) * (len(self.validation) - 1) / self.characters
         values = [trainer.steps, trainer.steps * self.step_tokens(), loss, nats, bits,
-                  trainer.recipe.lr * trainer.rate(), norm, self.speed(), progress["seconds"]]
+                  trainer.recipe.lr * trainer.rate(trainer.steps), norm, self.speed(), progress["seconds"]]
         add_to_log(self.out / "log.csv", values)
         progress |= NOTHING_YET
         return dict(zip(COLUMNS, values, strict=True))
 
     def train(self, stop):
         """The steps that are left, with a bar, until `stop` has something in it. -> is the run complete?"""
-        trainer, progress, every = self.trainer, self.progress, self.settings["eval_every"]
-        steps, begin = trainer.recipe.steps, time.perf_counter() - progress["seconds"]
+        trainer, progress = self.trainer, self.progress
+        every, save_every = self.settings["eval_every"], self.settings["save_every"]
+        often = max(10, every // 10)  # about ten rows more: the picture needs them
+        steps, begin, pending = trainer.recipe.steps, time.perf_counter() - progress["seconds"], []
         with Progress(BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
                       TextColumn("{task.fields[speed]:,.0f} tokens/s"), TimeRemainingColumn()) as screen:
             bar = screen.add_task("", total=steps, completed=trainer.steps, loss=math.nan, speed=math.nan)
             mark = time.perf_counter()
-            for loss, norm in train(trainer, self.training, self.settings["seed"]):
+            for numbers in train(trainer, self.training, self.settings["seed"]):
+                pending.append(numbers)
+                due = any(map(self.due, (every, often, save_every)))
+                if not (due or stop or len(pending) == 100 or time.perf_counter() - mark > 0.1):
+                    continue
+                for loss, norm in pending:  # on a GPU float() waits until they are there: not at every step
+                    progress["loss_sum"] += float(loss)
+                    progress["norm_sum"] += float(norm)
+                progress["losses"] += len(pending)
+                pending.clear()
                 now = time.perf_counter()
-                progress["loss_sum"] += loss
-                progress["norm_sum"] += norm
-                progress["losses"] += 1
                 progress["busy"] += now - mark
                 progress["seconds"] = now - begin
                 screen.update(bar, completed=trainer.steps, speed=self.speed(),
@@ -144,9 +153,9 @@ class Job:
                     most = math.inf if trainer.steps == steps else INTERIM_TOKENS
                     row = self.log(self.loss(spread(self.validation, most)))
                     tell(screen.console.print, LINE.format(**row))
-                elif self.due(max(10, every // 10)):  # about ten rows more: the picture needs them
+                elif self.due(often):
                     self.log()
-                if stop or self.due(self.settings["save_every"]):
+                if stop or self.due(save_every):
                     self.save()
                 if stop:
                     break

@@ -31,7 +31,7 @@ OPTIONS = [  # option, how it is read, what --help says
     ("--accumulate", {"type": positive_int},
      "compute a step's rows in so many parts, in turn: the same result in less memory (default: 1)"),
     ("--seed", {"type": non_negative_int}, "(default: 0)"),
-    ("--device", {}, "cpu, or numpy: the lessons' own lines (default: cpu)"),
+    ("--device", {}, "cpu, cuda: an NVIDIA GPU, or numpy: the lessons' own lines (default: cpu)"),
     ("--threads", {"type": positive_int}, "(default: one for each core)"),
     ("--eval-every", {"type": positive_int}, "steps (default: a tenth of all, at least 100)"),
     ("--save-every", {"type": positive_int}, "steps between checkpoints (default: as --eval-every)"),

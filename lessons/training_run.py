@@ -8,7 +8,7 @@ from lessons.generation_run import encode_prompt, text_pieces
 from lessons.l16_gpt import count_flops, count_parameters
 from lessons.l18_training import Diverged, Trainer
 from lessons.l19_generation import generate
-from lessons.parameters import Config
+from lessons.parameters import Config, on_host
 from lessons.recipes import RECIPES
 from lessons.run_folder import cut_log, held, new_folder, read_log, stopped_run
 from lessons.tokenizer_json import load_tokenizer
@@ -25,15 +25,19 @@ def prepare(settings, tokenizer, out):  # -> Job
     recipe = RECIPES[settings["optimizer"]]
     recipe = recipe._replace(batch=settings["batch"], steps=settings["steps"], lr=settings["lr"],
                              warmup=min(recipe.warmup, settings["steps"] // 5))
-    threads = min(settings["threads"], recipe.batch)
-    trainer = Trainer(ops, config, settings["optimizer"], recipe, threads, settings["seed"],
-                      accumulate=settings["accumulate"], dropout=settings["dropout"])
+    options = {name: settings[name] for name in ("optimizer", "seed", "accumulate", "dropout")}
+    if settings["device"] == "cuda":
+        from lessons.gpu_trainer import GPUTrainer
+        trainer, where = GPUTrainer(ops, config, recipe=recipe, **options), "on the GPU"
+    else:
+        options["threads"] = min(settings["threads"], recipe.batch)
+        trainer, where = Trainer(ops, config, recipe=recipe, **options), f"{options['threads']} threads"
     progress = {"step": 0, "seconds": 0.0} | NOTHING_YET
     job = Job(trainer, tokenizer, *text, settings, progress, out)
     flops = count_flops(config, recipe.steps * job.step_tokens())
     print(f"model  GPT with {count_parameters(config):,} parameters\n"
           f"steps  {recipe.steps:,} of {recipe.batch} x {config.block_size} tokens: {flops:.1e} operations, "
-          f"{threads} threads\n")
+          f"{where}\n")
     return job
 
 
@@ -66,7 +70,8 @@ def report(job):
         print(f"At step {step} it was better: {bits:.4f}. Since then it learns the training text by heart.\n"
               f"Try --steps {step}, or a longer text.")
     start = encode_prompt(job.tokenizer, "")
-    sample = generate(job.trainer.ops, job.trainer.p, start, 200, 0.8, 40, seed=job.settings["seed"])
+    ops = devices.ops("cpu") if job.settings["device"] == "cuda" else job.trainer.ops
+    sample = generate(ops, on_host(job.trainer.p), start, 200, 0.8, 40, seed=job.settings["seed"])
     text = "".join(text_pieces(job.tokenizer, sample)).rstrip("\ufffd")  # half a character at the end
     print(f"It writes:\n\n{text}\n\n"
           f"In {job.out}/: the model, training.safetensors (for --resume), log.csv, loss.png\n"

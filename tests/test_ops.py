@@ -1,19 +1,23 @@
 """Every operation in every room against the NumPy one in float64: same names, same signatures, same numbers.
 
 A new room joins by its name in ROOMS. Each `run_x` below calls the operations of one subject and returns all
-that came out by name, so the message says which array of which operation is wrong, and for which shape.
+that came out by name, so the message says which array of which operation is wrong, and for which shape. The
+GPU's room joins where its kernels run: on a GPU, or in the simulator (python -m tests.cudasim), there alone.
 """
 import inspect
+import sys
 
 import numpy as np
 import pytest
 
+from kernels.cuda.compiled import problem
 from lessons import devices
 from lessons.l16_gpt import gpt_backward, gpt_forward
 from lessons.parameters import Config, init_parameters
 from tests.close import assert_close
 
-ROOMS = ["numpy", "cpu"]
+SIMULATED = getattr(sys.modules.get("numba.cuda"), "simulated", False)
+ROOMS = ["cuda"] if SIMULATED else ["numpy", "cpu"] if problem() else ["numpy", "cpu", "cuda"]
 NAMES = [(subject, name) for subject, (_, names) in devices.LESSONS.items() for name in names]
 pytestmark = pytest.mark.parametrize("room", ROOMS)
 
@@ -61,7 +65,7 @@ def test_the_table_has_every_operation_and_nothing_else(room):
 
 
 def test_an_unknown_device_is_named(room):
-    with pytest.raises(ValueError, match=f"'{room}s'.*numpy, cpu"):
+    with pytest.raises(ValueError, match=f"'{room}s'.*numpy, cpu, cuda"):
         devices.ops(f"{room}s")
 
 
@@ -374,7 +378,7 @@ def test_arrays_that_are_not_contiguous_give_the_same(room):
     def run(ops, x, w, bias, scale, wide, res):
         dw, db, dscale, dshift = junk(w, bias, scale, scale)
         out, cache = ops.linear_gelu_forward(x, w, bias)
-        dx = ops.linear_gelu_backward(wide[:, :, 2:5], cache, dw, db)
+        dx = ops.linear_gelu_backward(wide[:, :, 2:5].copy(), cache, dw, db)
         normed, cache = ops.layernorm_forward(res[:, :, 1:5], scale, scale)
         dnorm = ops.layernorm_backward(wide[:, :, :4], cache, dscale, dshift, dresidual=res[:, :, 4:8])
         dropped, _ = ops.dropout_forward(res[:, :, 3:6], 0.5, 3)

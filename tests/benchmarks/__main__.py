@@ -6,8 +6,8 @@ import importlib.util
 from tests.benchmarks.configs import CONFIGS
 from tests.benchmarks.report import machine
 
-SUBJECTS = ["training", "limit", "generation", "mlm", "tokenizer", "startup", "memory", "gradients"]
-NEED_TORCH = {"training", "generation", "mlm", "gradients"}
+SUBJECTS = ["training", "limit", "generation", "mlm", "tokenizer", "startup", "memory", "gradients", "gpu"]
+NEED_TORCH = {"training", "generation", "mlm", "gradients", "gpu"}
 
 
 def main():

@@ -67,16 +67,11 @@ def gradients(model):
     return {name: turned(name, x.grad.numpy()) for name, x in model.named_parameters()}
 
 
-def main(kind, key):
-    torch.set_num_threads(configs.THREADS)
-    config, rows = configs.CONFIGS[key]
-    model = make_model(config, torch.float64 if kind == "float64" else torch.float32)
+def make_step(model, loss_of, X, Y):  # -> step(i, after_backward) -> loss
+    """loss_of: model, or what was compiled of it."""
     groups = [{"params": [x for x in model.parameters() if x.ndim == ndim], "weight_decay": decay}
               for ndim, decay in ((2, configs.WEIGHT_DECAY), (1, 0.0))]
     optimizer = torch.optim.AdamW(groups, **configs.ADAMW, fused=True)
-    X, Y = (torch.from_numpy(a) for a in configs.batches(config, rows))
-    loss_of = torch.compile(model) if kind == "compiled" else model
-    loss_of(X[0], Y[0]).backward()  # where no compiler works, it fails here
 
     def step(i, after_backward=None):
         loss = loss_of(X[i % len(X)], Y[i % len(Y)])
@@ -87,6 +82,18 @@ def main(kind, key):
         nn.utils.clip_grad_norm_(model.parameters(), configs.MAX_NORM)
         optimizer.step()
         return loss
+
+    return step
+
+
+def main(kind, key):
+    torch.set_num_threads(configs.THREADS)
+    config, rows = configs.CONFIGS[key]
+    model = make_model(config, torch.float64 if kind == "float64" else torch.float32)
+    X, Y = (torch.from_numpy(a) for a in configs.batches(config, rows))
+    loss_of = torch.compile(model) if kind == "compiled" else model
+    loss_of(X[0], Y[0]).backward()  # where no compiler works, it fails here
+    step = make_step(model, loss_of, X, Y)
 
     def check(path):
         """As in ours.py."""
