@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.exercises import check, rules, workbook
-from tests.exercises.sheet import ROOT, files_of, functions, sheet
+from tests.exercises.sheet import ROOT, files_of, functions, sheet, text_of
 from tests.exercises.stub import blank
 
 ATTENTION = "lessons/l12_attention.py"
@@ -296,3 +296,55 @@ def test_an_answer_changes_no_files_and_does_not_read_the_reference(tmp_path, wi
     for name, words in ("split_heads", "changes no files"), ("merge_heads", "changes no files"), \
             ("padding_mask", "the reference's answer"):
         assert found[name].state == "wrong" and words in found[name].text, found[name].text
+
+
+# ---- a GPU's kernels, in the simulator --------------------------------------------------------------------
+
+GPU_KERNELS = "kernels/cuda/first_steps.py"
+GPU_NAMES = {name: entry for name, entry in sheet()["26"].items() if entry.file == GPU_KERNELS}
+WRONG_KERNELS = {  # name: (what stands there, what a learner might write, what the check says)
+    "transpose_tiled": ("    cuda.syncthreads()\n", "", [
+        "transpose_tiled, line ", "a barrier is missing: it writes tile[", ", which thread ("]),
+    "transpose_naive": ("out[left + tx, top + i]", "out[top + i, left + tx]", [
+        "IndexError: transpose_naive, line ", "is outside: its shape is"]),
+    "block_sums": ("part[t + step]", "part[t + step] * ONE / f32(2)", [
+        "is wrong in 1 of 1 numbers", "out[0] was written by thread 0 of block 0"]),
+    "copy": ("u32(x.size), stride", "u32(x.size) + stride, stride", ["copy, line ", "is outside: its"]),
+}
+
+
+def test_a_wrong_kernel_is_told_with_its_thread_and_its_line(tmp_path):
+    source = workbook.reference(GPU_KERNELS)
+    for name, (right, wrong, _) in WRONG_KERNELS.items():
+        text = text_of(source, name)
+        start = text.index('"""', text.index('"""') + 3)
+        assert text.count(right, start) == 1, (name, text)
+        source = source.replace(text, text[:start] + text[start:].replace(right, wrong))
+    found = verdicts(tmp_path, source, GPU_KERNELS, GPU_NAMES)
+    assert found["neighbour_average"].state == "done"
+    for name, (_, _, said) in WRONG_KERNELS.items():
+        text = found[name].text
+        assert found[name].state == "wrong" and all(words in text for words in said), text
+        assert f"your code: {tmp_path}/12/{GPU_KERNELS}:" in text and len(text.splitlines()) < 8, text
+
+
+@pytest.mark.parametrize("body, said", [
+    ("out[0] = sum(x)", "uses sum(...) in copy, which a GPU cannot run"),
+    ("out[0] = np.exp(x[0])", "uses np.exp in copy"), ("parts = [x[0]]", "uses a list in copy"),
+    ("out[0] = max(x[i] for i in range(3))", "uses a comprehension in copy"),
+    ("cuda.syncthreads = print", "changes cuda: cuda.syncthreads"),
+    ("from kernels.cuda import matmul", "imports kernels.cuda.matmul"),
+    ("from kernels.cuda.first_steps import copy", "imports kernels.cuda.first_steps"),
+    ("from tests.cudasim import arrays", "imports tests.cudasim")])
+def test_what_no_gpu_can_run_is_named(body, said):
+    source = workbook.reference(GPU_KERNELS)
+    assert rules.broken(source, source, GPU_KERNELS) is None
+    line, what = rules.broken(with_body(source, "copy", body), source, GPU_KERNELS)
+    assert said in what and line == functions(source)["copy"].body[1].lineno
+
+
+def test_a_kernel_cannot_change_the_simulator(tmp_path, without_rules):
+    body = "import tests.cudasim.run\ntests.cudasim.run.compare = print\nreturn"
+    source = with_body(workbook.reference(GPU_KERNELS), "copy", body)
+    verdict = verdicts(tmp_path, source, GPU_KERNELS, {"copy": GPU_NAMES["copy"]})["copy"]
+    assert verdict.state == "wrong"

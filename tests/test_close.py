@@ -1,4 +1,7 @@
 """What assert_close lets pass, what it refuses, and what it guesses: one classic mistake a test."""
+import sys
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -102,6 +105,16 @@ def test_it_guesses(got, want, guess):
         want = got.swapaxes(0, 1)
     lines = message(got, want).split("\n  ")[GUESSES:]
     assert guess in "\n".join(lines) and len(lines) <= 2
+
+
+def test_a_wrong_element_names_the_thread_that_wrote_it_where_that_is_known(monkeypatch):
+    def writer(array, index):
+        return "thread 3 of block 0" if array is got and index == (0, 1, 2) else None
+
+    monkeypatch.setitem(sys.modules, "tests.cudasim.run", types.SimpleNamespace(writer=writer))
+    got = changed(a, (0, 1, 2), 9)
+    assert message(got, a).split("\n  ")[2] == "dx[0, 1, 2] was written by thread 3 of block 0"
+    assert "written by" not in message(got.copy(), a)
 
 
 def test_a_guess_is_left_out_where_it_would_be_nonsense():

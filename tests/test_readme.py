@@ -188,7 +188,7 @@ def test_numbers_that_the_code_knows():
     for name in READMES:
         assert f"{count_parameters(sizes):,} " in read(name) and f"{settings['steps']:,} " in read(name)
         for number in sum(map(len, sheet().values())), read("tests/mutants.toml").count("\n[["):
-            assert re.search(rf"(?<![\d,]){number}(?![\d,])", read(name)), f"{name} does not say {number}"
+            assert re.search(rf"(?<![\d,]){number:,}(?![\d,])", read(name)), f"{name} does not say {number:,}"
         assert re.search(r"(\d+) MB to download", read("environment.py"))[1] in read(name)
 
 

@@ -12,13 +12,13 @@ import sys
 import tempfile
 
 from tests.exercises.messages import MEMORY, PRINTED, said
-from tests.exercises.sheet import ROOT, asked_for, file_of_tests, module_name
+from tests.exercises.sheet import ROOT, asked_for, file_of_tests, module_name, on_gpu
 
 FILES = {"open": (0,), "os.remove": (0,), "os.rename": (0, 1), "os.rmdir": (0,), "os.truncate": (0,),
          "os.mkdir": (0,), "os.link": (1,), "os.symlink": (1,)}  # audit event -> arguments that name files
 CACHES = re.compile(r"[\\/](__pycache__|\.hypothesis)([\\/]|$)")
 TRUSTED = re.compile(r"(numpy|math|operator|builtins|tests\.close|tests\.guesses|_pytest\.python_api)($|\.)|"
-                     r"tests\.test_")
+                     r"tests\.test_|tests\.cudasim\.(run|module)$|kernels\.cuda\.(compiled|memory)$")
 
 
 def main():
@@ -36,6 +36,11 @@ def main():
     import pytest
     if orders["file"].startswith("kernels"):
         import numba  # noqa: F401  (what it takes is not the learner's)
+    if on_gpu(orders["file"]):
+        from tests import cudasim
+        if not orders["gpu"]:
+            cudasim.install()
+        import kernels.cuda.memory  # noqa: F401  (and so that the guard knows it)
     # No shrinking: it calls a wrong answer hundreds of times, and the learner waits.
     hypothesis.settings.register_profile("check", database=None, derandomize=True, deadline=None, phases=(
         hypothesis.Phase.explicit, hypothesis.Phase.generate))

@@ -25,6 +25,8 @@ def words_of(error, path, lesson):
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f"\n{place(frames[-1].lineno, path)}" if frames else ""
     where = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()) if "alsifying" in note) + where
+    if kind == "Fault":  # of the simulator: a rule of the GPU is broken
+        return lines[0] + where
     if isinstance(error, AssertionError):
         lines = str(error).split("\nassert ")[0].splitlines()  # pytest adds the expression to a message
         return "\n".join(line[:300] for line in lines[:20] or ["the test's assertion fails"]) + where
@@ -44,7 +46,7 @@ def words_of(error, path, lesson):
         return f"it ends the program, by {kind}{where}"
     if type(error).__module__.startswith("numba"):
         return compilation(kind, lines, path, lesson)
-    if isinstance(error, IndexError) and not frames:
+    if isinstance(error, IndexError) and not frames:  # compiled for the CPU
         where = ("\nthe kernel reads or writes outside of an array. Plain Python names the line: "
                  f"NUMBA_DISABLE_JIT=1 make check {lesson}")
     return f"{kind}: " + "\n  ".join(lines[:6]) + where

@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import time
+import traceback
 
 import hypothesis
 import numpy as np
@@ -23,6 +24,7 @@ from tests.exercises.sheet import (
     first_line,
     functions,
     module_name,
+    on_gpu,
     sheet,
     text_of,
 )
@@ -35,7 +37,10 @@ def main(lesson, file, kind, part, parts):
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # no shrinking: to fail is enough
     hypothesis.settings.register_profile("mutants", phases=phases, database=None, derandomize=True)
     hypothesis.settings.load_profile("mutants")
-    if file.startswith("kernels"):
+    if on_gpu(file):
+        from tests import cudasim
+        cudasim.install()
+    elif file.startswith("kernels"):
         from numba.core.dispatcher import Dispatcher
         Dispatcher.enable_caching = lambda self: None  # on disk lies the right function, and its callers
     worker = Worker(files_of(sheet()[lesson])[file], kind, int(part), int(parts))
@@ -60,6 +65,14 @@ class Worker:
                 self.try_all(exercise, source, items, mine)
         self.ran = True
         return True
+
+    def pytest_runtest_makereport(self, item, call):
+        """Without pytest's page on every failure, which takes longer than most tests."""
+        error = call.excinfo and call.excinfo.value
+        skipped = isinstance(error, pytest.skip.Exception)
+        said = "".join(traceback.format_exception(error)) if error else ""
+        return pytest.TestReport(item.nodeid, item.location, {},
+                                 "skipped" if skipped else "failed" if error else "passed", said, call.when)
 
     def try_all(self, exercise, source, items, mutants):
         start = time.monotonic()

@@ -5,8 +5,9 @@ file that does it is not run, and its line is named. This stops what a learner w
 accident. It is no prison: a class's unknown files belong in a container.
 """
 import ast
+import itertools
 
-from tests.exercises.sheet import module_name, parse
+from tests.exercises.sheet import module_name, on_gpu, parse
 
 MODULES = {
     "__future__", "abc", "bisect", "collections", "contextlib", "copy", "dataclasses", "enum", "functools",
@@ -27,12 +28,20 @@ METHODS = {
     "__init__", "__new__", "__post_init__", "__call__", "__repr__", "__str__", "__len__", "__iter__",
     "__next__", "__getitem__", "__setitem__", "__contains__", "__hash__", "__lt__", "__enter__", "__exit__",
     "__slots__", "__all__"}
+NOT_ON_A_GPU = {
+    ast.List: "a list", ast.Dict: "a dict", ast.Set: "a set", ast.Lambda: "a lambda", ast.Try: "try",
+    ast.ListComp: "a comprehension", ast.SetComp: "a comprehension", ast.DictComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension", ast.With: "with"}
+NO_FUNCTIONS_OF_A_GPU = {"all", "any", "dict", "list", "set", "sorted", "sum", "zip", "enumerate", "map"}
 
 
 def broken(source, reference, file):  # -> (line number, what it does) or None
     """The first thing in an answer that is not allowed. What the reference itself uses is."""
-    allowed = {what for what, _, _ in uses(parse(reference), file)}
-    found = [(line, said) for what, line, said in uses(parse(source), file) if what not in allowed]
+    def everything(tree):
+        return [*uses(tree, file), *(uses_in_kernels(tree) if on_gpu(file) else ())]
+
+    allowed = {what for what, _, _ in everything(parse(reference))}
+    found = [(line, said) for what, line, said in everything(parse(source)) if what not in allowed]
     return min(found, default=None)
 
 
@@ -49,7 +58,7 @@ def uses(tree, file):  # yields (what, line number, what is wrong with it)
                 package = "." * level + (module or "")
                 for alias in names:
                     whole = f"{package}.{alias.name}"  # a module, if package is one of ours
-                    ours = package in ("lessons", "kernels", "kernels.cpu")
+                    ours = package in ("lessons", "kernels", "kernels.cpu", "kernels.cuda")
                     yield from imported(whole if ours else package, line, file)
                     if not ours and (alias.name in ATTRIBUTES or alias.name[0] in "_*"):
                         yield whole, line, f"imports {whole}"
@@ -72,6 +81,24 @@ def uses(tree, file):  # yields (what, line number, what is wrong with it)
                 yield name, line, f"defines {name}, with which a result can pass for another"
 
 
+def uses_in_kernels(tree):  # yields the same
+    """What Python can run, in the simulator, and no GPU."""
+    for function in ast.walk(tree):
+        decorators = [ast.unparse(decorator) for decorator in getattr(function, "decorator_list", [])]
+        if not any(decorator.startswith(("kernel", "inline")) for decorator in decorators):
+            continue
+        for node in itertools.chain.from_iterable(map(ast.walk, function.body)):
+            what = NOT_ON_A_GPU.get(type(node))
+            match node:
+                case ast.Attribute(ast.Name("np"), name):
+                    what = f"np.{name}"
+                case ast.Call(ast.Name(name)) if name in NO_FUNCTIONS_OF_A_GPU:
+                    what = f"{name}(...)"
+            if what:
+                yield what, node.lineno, (f"uses {what} in {function.name}, which a GPU cannot run: it has "
+                                          "numbers, arrays, loops and math")
+
+
 def modules_of(tree):  # yields the names under which the file has modules
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -79,6 +106,8 @@ def modules_of(tree):  # yields the names under which the file has modules
         elif isinstance(node, ast.ImportFrom) and node.module == "numpy":
             yield from (alias.asname or alias.name for alias in node.names
                         if alias.name in ("linalg", "random", "fft", "testing", "lib", "core", "ma"))
+        elif isinstance(node, ast.ImportFrom) and node.module == "kernels.cuda.compiled":
+            yield from (alias.asname or alias.name for alias in node.names if alias.name == "cuda")
 
 
 def root(node):

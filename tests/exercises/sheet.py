@@ -4,6 +4,7 @@ A lesson's exercises lie in its own file and in its kernels'. Each file has one 
 
     lessons/l12_attention.py  ->  tests/test_l12_attention.py
     kernels/cpu/attention.py  ->  tests/test_cpu_attention.py
+    kernels/cuda/matmul.py    ->  tests/test_cuda_matmul.py, which runs in the simulator of a GPU
 """
 import ast
 import functools
@@ -47,6 +48,10 @@ def module_name(file):
     'kernels.cpu.attention'
     """
     return file.removesuffix(".py").replace("/", ".")
+
+
+def on_gpu(file):
+    return file.startswith("kernels/cuda")
 
 
 def file_of_tests(file):
