@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kernels.cuda import attention, matmul, memory
+from kernels.cuda import memory
 from kernels.cuda.compiled import cuda, record
 from kernels.cuda.memory import Array, on_gpu
 from lessons import devices
@@ -15,6 +15,7 @@ from lessons.l18_training import Diverged, Trainer, evaluate, train
 from lessons.parameters import Config, Parameters, init_parameters, on_host
 from lessons.recipes import RECIPES
 from tests.close import assert_close
+from tests.cudasim import tiles
 
 CONFIG = Config(vocab_size=5, block_size=3, n_layer=1, n_head=2, n_embd=4)  # each step is a second here
 TOKENS = np.random.default_rng(4).integers(0, 5, 60)
@@ -22,11 +23,8 @@ TOKENS = np.random.default_rng(4).integers(0, 5, 60)
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
-    """Tiles as small as the model: the simulator runs thread by thread."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matmul, "SIZES", [matmul.registers(4, 4)])
-        patch.setattr(attention, "TILES", {8: (attention.forward_tiles(8, 8, 4, 2),
-                                               *attention.backward_tiles(8, 8, 4, 2))})
+        tiles.small(patch)
         yield
 
 

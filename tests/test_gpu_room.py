@@ -24,6 +24,12 @@ def test_in_the_simulator(file):
     passes("tests.cudasim", f"tests/{file}")
 
 
+def test_the_room_has_the_names_and_signatures_of_the_others_and_refuses_what_they_refuse():
+    """All of tests/test_ops.py takes the simulator four minutes; tests/test_cuda_*.py have other oracles."""
+    some = "signatures or table or unknown or refuse or same_number"
+    passes("tests.cudasim", "tests/test_ops.py", "-k", some)
+
+
 def test_on_the_gpu():
     if why := problem():
         pytest.skip(why)

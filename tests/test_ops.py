@@ -22,6 +22,13 @@ NAMES = [(subject, name) for subject, (_, names) in devices.LESSONS.items() for 
 pytestmark = pytest.mark.parametrize("room", ROOMS)
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    if SIMULATED:
+        from tests.cudasim import tiles
+        tiles.small(monkeypatch)
+
+
 def arrays(*shapes, seed=0):
     """Normal numbers that float32 has."""
     rng = np.random.default_rng(seed)

@@ -57,7 +57,7 @@ class Kernel:
     def __getitem__(self, shape):
         blocks, threads = shape
         launcher = self.compiled[blocks, threads, stream()]
-        return lambda *arguments: launcher(*map(typed, self.arguments, arguments))
+        return lambda *values: launcher(*[typed(*each) for each in zip(self.arguments, values, strict=True)])
 
 
 def typed(wanted, value):
