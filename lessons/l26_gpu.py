@@ -146,7 +146,7 @@ def draw(requests, arrays, panels, version):
             panel.plot(addresses, "o", markersize=3, color=str(0.8 * i / len(times)))
         most = max(map(sectors, times))
         does = "writes" if writes else "reads"
-        panel.set_title(f"{version}: {does} {name}, {len(times)} times {most} sectors")
+        panel.set_title(f"{version}: {does} {name}, {len(times)} times {most} sectors", fontsize=10)
         panel.set(xlabel="thread of the warp", ylabel="address, bytes")
 
 
