@@ -75,7 +75,7 @@ def local_array(x, out):
             for j in range(SIDE):
                 out[i * SIDE + j] = sums[i, j]
 made(12), made(16)
-''', "tile[SIDE=16] (cc 7.5, 8.0) spills"),
+''', "tile[SIDE=16] (cc 7.5, 8.0, 9.0) spills"),
     "shared": ('''@kernel(F1)
 def shared(x):
     kept = cuda.shared.array(13_000, float32)
