@@ -17,6 +17,7 @@ import numpy as np
 from kernels.cuda import attention, first_steps, layernorm, matmul, optimizers, vectors
 from kernels.cuda.compiled import blocks_for, cuda, f32, stream
 from kernels.cuda.memory import empty, on_gpu
+from lessons import gpu_or_simulator
 from lessons.l26_gpu import LANES, SECTOR, WORD, bank_turns, roofline, sectors
 
 CLOSE = 1e-4  # the largest error, relative to the largest number: a wrong kernel is off by far more
@@ -242,8 +243,7 @@ def count(requests):  # -> Count
 
 def counted(ladder, name):  # -> Count, requests
     """Of one version, which is checked first. In the simulator only."""
-    from tests.cudasim.run import tracing
-    with tracing() as trace:
+    with gpu_or_simulator.tracing() as trace:
         check(ladder, name)
     found = requests(trace)
     return count(found), found

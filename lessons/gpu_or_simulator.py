@@ -12,3 +12,9 @@ def choose():  # -> why kernels run in the simulator, None on a GPU
         del sys.modules["kernels.cuda.compiled"]  # it holds the real numba.cuda: to be imported once more
         cudasim.install()
     return why
+
+
+def tracing():
+    """`with tracing() as accesses:` notes what the kernels launched inside read and write. In the simulator."""
+    from tests.cudasim import run
+    return run.tracing()
