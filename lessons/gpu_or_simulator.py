@@ -15,6 +15,6 @@ def choose():  # -> why kernels run in the simulator, None on a GPU
 
 
 def tracing():
-    """`with tracing() as accesses:` notes what the kernels launched inside read and write. In the simulator."""
+    """`with tracing() as accesses:` notes what kernels launched inside read and write. Simulator only."""
     from tests.cudasim import run
     return run.tracing()
