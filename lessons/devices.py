@@ -22,6 +22,14 @@ LESSONS = {  # subject -> lesson, operations
                             "dropout_forward", "dropout_backward"]),
     "decoding": ("decoding", ["decode_weights", "decode"]),
 }
+BEFORE = {  # the models before the transformer, on the CPU only: module("cpu", "hmm") has these operations
+    "rules": ("l01_rules", []),
+    "ngrams": ("l02_ngrams", []),
+    "hmm": ("l03_hmm", []),
+    "decision_tree": ("l04_decision_tree", []),
+    "word_vectors": ("l07_word_vectors", []),
+    "recurrent": ("l11_recurrent", []),
+}
 ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}",  # device -> the module of a subject
          "cuda": "kernels.cuda.{subject}"}
 
@@ -49,4 +57,5 @@ def cores():
 
 def module(device, subject):
     """The module of one subject: the lesson itself, or its kernels."""
-    return importlib.import_module(ROOMS[device].format(subject=subject, lesson=LESSONS[subject][0]))
+    lesson, _ = (LESSONS | BEFORE)[subject]
+    return importlib.import_module(ROOMS[device].format(subject=subject, lesson=lesson))

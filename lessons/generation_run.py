@@ -115,8 +115,7 @@ def model_at_hand():  # -> (Parameters, tokenizer)
 
 
 def loss_on_validation_text(ops, p, tokenizer):  # -> nats a token, over at most 60 blocks
-    from lessons.l18_training import split
-    from lessons.texts import read_text
+    from lessons.texts import read_text, split
     T, tokens = p.config.block_size, tokenizer.encode(split(read_text("shakespeare"))[1])
     tokens = tokens[:min((len(tokens) - 1) // T, 60) * T + 1]
     X, Y = tokens[:-1].reshape(-1, T), tokens[1:].reshape(-1, T)

@@ -30,12 +30,6 @@ class Diverged(Exception):
     """The loss or the gradient is NaN or infinite; the parameters are still those of the step before."""
 
 
-def split(text):  # -> (training text, validation text)
-    """The last tenth of the characters is kept for validation: no step ever sees it."""
-    cut = len(text) * 9 // 10
-    return text[:cut], text[cut:]
-
-
 def rows(tokens, batch, block, seed, step):  # (n,) -> X (B, T), Y (B, T): Y is X one position later
     """Random windows: X[b, t] = tokens[start_b + t], Y[b, t] = tokens[start_b + t + 1]; every start at which
     they fit is equally likely. Drawn by one default_rng((seed, step)).integers: as in a resumed run."""

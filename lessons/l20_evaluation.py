@@ -31,9 +31,9 @@ from lessons.errors import InputError, Parser
 from lessons.generation_run import load
 from lessons.l08_losses import IGNORE
 from lessons.l16_gpt import count_parameters, gpt_forward
-from lessons.l18_training import quick_model, split
+from lessons.l18_training import quick_model
 from lessons.run_folder import stopped_run
-from lessons.texts import read_text
+from lessons.texts import read_text, split
 
 
 def perplexity(nats, tokens):  # sum of -ln p over all tokens, their number -> float

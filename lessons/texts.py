@@ -2,6 +2,8 @@
 import codecs
 import pathlib
 
+import numpy as np
+
 from lessons.errors import InputError
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
@@ -37,3 +39,19 @@ def read_text(name):
 
 def names():
     return sorted(path.stem for path in DATA.glob("*.txt"))
+
+
+def split(text):  # str or array (n,) -> training, validation
+    """The last tenth of the characters is kept for validation: no model of this course learns from it."""
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
+
+
+def numbered(text):  # -> codes (n,) int64, alphabet: text[i] is alphabet[codes[i]]
+    """Characters as numbers, in the order of Unicode; alphabet holds each that occurs, once.
+
+    >>> numbered("abba")
+    (array([0, 1, 1, 0]), 'ab')
+    """
+    points, codes = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_inverse=True)
+    return codes, "".join(map(chr, points.tolist()))

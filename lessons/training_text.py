@@ -5,8 +5,7 @@ import numpy as np
 
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l18_training import split
-from lessons.texts import read_text
+from lessons.texts import read_text, split
 from lessons.tokenizer_json import gpt2_tokenizer
 
 

@@ -44,13 +44,6 @@ def first_losses(trainer, steps):
     return [loss for _, (loss, _) in zip(range(steps), lesson.train(trainer, TOKENS))]
 
 
-def test_split():
-    got = lesson.split("abcdefghijklmnopqrst")
-    assert got == ("abcdefghijklmnopqr", "st"), f"got {got}: of 20 characters the last 2 are for validation"
-    got = lesson.split("abcdefghijklmnopqrs")
-    assert got == ("abcdefghijklmnopq", "rs"), f"got {got}: of 19 the cut is at 17.1, rounded down"
-
-
 def test_rows_targets_are_the_inputs_one_position_later():
     text = np.arange(100, 150, dtype=np.int32)
     X, Y = lesson.rows(text, batch=7, block=9, seed=3, step=1)

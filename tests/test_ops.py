@@ -67,6 +67,14 @@ def test_the_rooms_have_the_same_names_and_signatures(room, subject, name):
     assert inspect.signature(getattr(op, "py_func", op)) == want, f"{room}'s {name} must take {want}"
 
 
+@pytest.mark.parametrize("subject", devices.BEFORE)
+def test_the_models_before_the_transformer_have_their_kernels_under_the_lessons_names(room, subject):
+    for name in devices.BEFORE[subject][1] if room == "cpu" else []:
+        want = inspect.signature(getattr(devices.module("numpy", subject), name))
+        op = getattr(devices.module("cpu", subject), name)
+        assert inspect.signature(getattr(op, "py_func", op)) == want, f"cpu's {name} must take {want}"
+
+
 def test_the_table_has_every_operation_and_nothing_else(room):
     assert sorted(vars(devices.ops(room))) == sorted(name for _, name in NAMES)
 

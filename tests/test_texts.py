@@ -2,7 +2,7 @@
 import pytest
 
 from lessons.errors import InputError
-from lessons.texts import DATA, names, read_text
+from lessons.texts import DATA, names, numbered, read_text, split
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "grimm", "lunyu", "tang"])
@@ -40,3 +40,14 @@ def test_what_is_no_text_is_refused_in_one_line(raw, line, tmp_path):
 def test_a_name_without_a_file_is_refused_in_one_line(name, line):
     with pytest.raises(InputError, match=line):
         read_text(name)
+
+
+def test_the_last_tenth_is_for_validation():
+    assert split("abcdefghijklmnopqrst") == ("abcdefghijklmnopqr", "st")
+    assert split("abcdefghijklmnopqrs") == ("abcdefghijklmnopq", "rs")  # the cut at 17.1 is rounded down
+
+
+def test_characters_are_numbered_in_the_order_of_unicode_and_can_be_read_back():
+    codes, alphabet = numbered("论语 ab 语")
+    assert alphabet == " ab论语" and codes.dtype == "int64"
+    assert "".join(alphabet[code] for code in codes) == "论语 ab 语"

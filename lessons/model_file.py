@@ -1,0 +1,51 @@
+"""A trained model of lessons 3, 4 and 11 as one file: its arrays, how long it took, its text.
+
+The league of lesson 20 reads these files. The GPT has a folder of its own (run_folder.py).
+"""
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from lessons.errors import InputError
+from lessons.l17_weights import write_atomically
+
+
+def save_model(path, text, seconds, **arrays):
+    """Arrays (numbers too) are what load_model gives back. `text` is all the data held, training and validation.
+    An earlier file of that name is kept: its name gets .1, .2, ... behind."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            aside = next(name for n in range(1, 10**6) if not (name := Path(f"{path}.{n}")).exists())
+            os.rename(path, aside)
+            print(f"The earlier model is kept as {aside}.")
+    except OSError as problem:
+        raise InputError(f"{path} cannot be written: {problem.strerror}; name another file") from None
+
+    def write(temporary):
+        with open(temporary, "wb") as file:  # savez would put .npz behind a name
+            np.savez(file, seconds=seconds, sha256=checksum(text), **arrays)
+    write_atomically(path, write)
+
+
+def load_model(path, text):  # -> {name: array}, seconds of training
+    """InputError if the file is missing or damaged, or if the model did not learn from this very text."""
+    try:
+        with np.load(path) as file:  # refuses pickled objects, which could run code
+            arrays = dict(file)
+        seconds, digest = float(arrays.pop("seconds")), str(arrays.pop("sha256"))
+    except FileNotFoundError:
+        raise InputError(f"there is no model {path}: train one, or name another file") from None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):
+        raise InputError(f"{path} is damaged or no model of lessons 3, 4 or 11: train anew") from None
+    if digest != checksum(text):
+        raise InputError(f"{path} learned from another text: train anew, or move it away")
+    return arrays, seconds
+
+
+def checksum(text):
+    return hashlib.sha256(text.encode()).hexdigest()
