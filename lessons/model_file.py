@@ -14,7 +14,7 @@ from lessons.l17_weights import write_atomically
 
 
 def save_model(path, text, seconds, **arrays):
-    """Arrays (numbers too) are what load_model gives back. `text` is all the data held, training and validation.
+    """The arrays (numbers too) are what load_model gives back. `text` is the whole one, with its last tenth.
     An earlier file of that name is kept: its name gets .1, .2, ... behind."""
     path = Path(path)
     try:
