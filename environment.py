@@ -24,7 +24,7 @@ PYTHON = os.path.join(VENV, *(["Scripts", "python.exe"] if os.name == "nt" else 
 OK, UNFINISHED, LOG = (os.path.join(VENV, name) for name in ("ok", "unfinished", "setup.log"))
 TORCH = "torch==2.13.0"  # in no lock: requirements-bench.txt says why
 EXTRAS = {  # in requirements-NAME.txt; what is said before it is installed
-    "bench": "what make bench compares with, once: PyTorch, tokenizers, transformers.\n"
+    "bench": "what make bench compares with, once: PyTorch, tokenizers, transformers, gensim.\n"
              "To download: about 2.8 GB on Linux, where PyTorch brings CUDA along; 0.3 GB with its build\n"
              "for CPUs, which does as well: see requirements-bench.txt.",
     "cuda": "what --device cuda needs, once: numba-cuda and NVIDIA's compiler.\n"

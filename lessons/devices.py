@@ -23,12 +23,13 @@ LESSONS = {  # subject -> lesson, operations
     "decoding": ("decoding", ["decode_weights", "decode"]),
 }
 BEFORE = {  # the models before the transformer, on the CPU only: module("cpu", "hmm") has these operations
-    "rules": ("l01_rules", []),
-    "ngrams": ("l02_ngrams", []),
-    "hmm": ("l03_hmm", []),
-    "decision_tree": ("l04_decision_tree", []),
-    "word_vectors": ("l07_word_vectors", []),
-    "recurrent": ("l11_recurrent", []),
+    "rules": ("l01_rules", ["most_probable_chart"]),
+    "ngrams": ("l02_ngrams", ["count_grams", "interpolated"]),
+    "hmm": ("l03_hmm", ["forward", "expected_counts", "viterbi"]),
+    "decision_tree": ("l04_decision_tree", ["histograms", "best_question", "partition", "smooth",
+                                            "find_leaves"]),
+    "word_vectors": ("l07_word_vectors", ["train_skipgram", "train_glove"]),
+    "recurrent": ("l11_recurrent", ["lstm_step_forward", "lstm_step_backward"]),
 }
 ROOMS = {"numpy": "lessons.{lesson}", "cpu": "kernels.cpu.{subject}",  # device -> the module of a subject
          "cuda": "kernels.cuda.{subject}"}

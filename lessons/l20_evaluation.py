@@ -1,6 +1,6 @@
-"""Lesson 20: evaluation. Which of two language models is better, and by how much?
+"""Lesson 20: evaluation. Which of two models is better, and by how much?
 
-A model gives every token of a text it has never seen a probability. The more, the better:
+A language model gives every token of a text it has never seen a probability. The more, the better:
 
     loss                 mean of -ln p(token | what precedes it), in nats a token
     perplexity           exp(loss): it is as unsure as among so many tokens of equal probability
@@ -9,31 +9,25 @@ A model gives every token of a text it has never seen a probability. The more, t
 Loss and perplexity depend on what a token is: a model of characters guesses among 64, one of 512 pieces among
 more, but says a word in fewer guesses. Bits a character do not: the product over all tokens is a probability
 of the whole text (of one way to cut it; the other ways could only add to it), and its -log2 is the length to
-which the model can compress it. So that is the unit in which all models of this course meet, on the last
-tenth of data/shakespeare.txt. Recipes were chosen by it too, so a text that nobody looked at would be fairer.
+which the model can compress it. So all models of this course meet in that unit, on the last tenth of
+data/shakespeare.txt. Recipes were chosen by it too, so a text that nobody looked at would be fairer.
+Where a model names a class or writes a sentence, its answers are compared with the right ones (precision,
+recall, F1; BLEU), and of an experiment with yes and no for an answer we ask how sure it makes us (interval).
 
-B windows, T positions.
-`make lesson 20` prints the league table: what does not learn, a compressor, and every GPT found in out/.
+B windows, T positions, K classes.
+`make lesson 20` prints the league of all models trained so far and draws it (lessons/league.py);
+`make lesson 20 ARGS=blind` lets you tell a model's lines from Shakespeare's (lessons/blind_test.py).
 """
-import contextlib
-import hashlib
-import lzma
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from lessons import devices
-from lessons.errors import InputError, Parser
-from lessons.generation_run import load
 from lessons.l08_losses import IGNORE
-from lessons.l16_gpt import count_parameters, gpt_forward
-from lessons.l18_training import quick_model
-from lessons.run_folder import stopped_run
-from lessons.texts import read_text, split
+from lessons.l16_gpt import gpt_forward
 
 
 def perplexity(nats, tokens):  # sum of -ln p over all tokens, their number -> float
@@ -100,86 +94,99 @@ def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all to
         return sum(pool.map(nats, range(0, len(X), batch)))
 
 
-def uniform(training, validation):  # texts -> sum of -ln p over the validation text's characters
-    """Every character is equally likely: p = 1 / K, with K different characters in the two texts together."""
-    return len(validation) * math.log(len(set(training + validation)))
+def confusion_matrix(classes, guesses, K):  # (n,), (n,) whole numbers from 0 to K - 1 -> (K, K) int64
+    """Which class is taken for which: element [i, j] counts the cases of class i in which j was guessed.
+    Cases whose class is IGNORE do not count, whatever was guessed.
 
-
-def frequencies(training, validation):  # texts -> sum of -ln p over the validation text's characters
-    """A character is as likely as it is frequent: p(c) = (its number in training + 1) / (all + K), with K
-    different characters in the two texts together. The 1 is for those that training lacks: none has p = 0."""
-    counts, kinds = Counter(training), len(set(training + validation))
-    return -sum(math.log((counts[c] + 1) / (len(training) + kinds)) for c in validation)
-
-
-def compressor(training, validation):
-    """xz: how many bits longer does the compressed text become by the validation part?
-
-    It looks for repetitions of up to the whole text before, and knows nothing about language.
+    >>> confusion_matrix(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), K=2)
+    array([[2, 1],
+           [0, 1]])
     """
-    size = [8 * len(lzma.compress(text.encode(), preset=6)) for text in (training, training + validation)]
-    return (size[1] - size[0]) * math.log(2)
+    confusion, known = np.zeros((K, K), np.int64), classes != IGNORE
+    np.add.at(confusion, (classes[known], guesses[known]), 1)
+    return confusion
 
 
-def league(ops, text, folders):
-    """Score what does not learn and the GPTs in folders (or a small one, if there are none) on `text`, and
-    say whom, for a large GPT takes its time.
+def precision_recall_f1(confusion, average=None):  # (K, K) -> (3, K), or (3,) with an average; float64
+    """How well each class is found: rows precision, recall, F1. 0 where the divisor is 0.
 
-    folders: path -> seconds of training, None where it is not known to be one on the other nine tenths alone.
-    -> [[name, parameters, seconds, perplexity of a token, bits a character in blocks side by side, in
-    overlapping windows], ...], the best last; None where a model has no such number.
+        precision  right / guessed      of what was called c, how much is c?
+        recall     right / there        of what is c, how much was called c?
+        F1         2 right / (guessed + there), the harmonic mean of the two       van Rijsbergen 1979, ch. 7
+
+    right: cases of class c that were called c, the diagonal; guessed: all that were called c, the column's
+    sum; there: all that are c, the row's sum. average="macro": the mean over the classes of each of the
+    three; a rare class counts as much as a frequent one. "micro": the same formulas with right, guessed and
+    there summed over all classes. Where every case gets one guess, all three are then the accuracy, the share
+    of right guesses: a mistake is missing in one class and too much in another. Sebastiani 2002, section 7.1.
     """
-    training, validation = split(text)
-    rows = []
-    for name, baseline in (("all characters equally likely", uniform),
-                           ("frequency of each character", frequencies), ("xz, a compressor", compressor)):
-        print(f"  scoring {name}", flush=True)
-        nats = baseline(training, validation)
-        unsure = None if baseline is compressor else perplexity(nats, len(validation))
-        rows.append([name, None, None, unsure, None, bits_per_character(nats, len(validation))])
-    models = [(f"GPT in {folder}" + (" *" if seconds is None else ""), load(folder), seconds)
-              for folder, seconds in folders.items()]
-    for name, (p, tokenizer), seconds in models or [("small GPT, trained now", quick_model(training), None)]:
-        print(f"  scoring {name}", flush=True)
-        T = p.config.block_size
-        try:
-            before, tokens = tokenizer.encode(training[-100 * T:]), tokenizer.encode(validation)
-        except InputError as problem:
-            raise InputError(f"{name}: {problem}") from None
-        apart, overlapping = (total_nats(ops, p, before, tokens, stride) for stride in (T, max(1, T // 4)))
-        rows.append([name, count_parameters(p.config), seconds, perplexity(overlapping, len(tokens)),
-                     *(bits_per_character(nats, len(validation)) for nats in (apart, overlapping))])
-    return sorted(rows, key=lambda row: -row[-1])
+    right, guessed, there = np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)
+    if average == "micro":
+        right, guessed, there = right.sum(), guessed.sum(), there.sum()
+    above, below = np.array([right, right, 2 * right]), np.array([guessed, there, guessed + there])
+    scores = above / np.maximum(below, 1)  # nothing below: nothing above
+    return scores.mean(axis=1) if average == "macro" else scores
 
 
-def seconds_of_training(folder, text):
-    """How long the model was trained on the first nine tenths of this text; None if that is not known. One
-    that was trained on another text may have seen the last tenth of this one."""
-    with contextlib.suppress(InputError, KeyError):
-        _, settings, progress = stopped_run(Path(folder))
-        if settings["sha256"] == hashlib.sha256(text.encode()).hexdigest():
-            return progress["seconds"]
-    return None
+def ngrams(tokens, n):
+    """How often each sequence of n tokens occurs: Counter({("a", "rose"): 2, ...})."""
+    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def bleu(hypotheses, references):  # [[token, ...], ...], [[[token, ...], ...], ...] -> 0 to 100
+    """How much do the hypotheses' words, pairs, triples and fours occur in the references? Those of
+    hypotheses[i] are the translations references[i], one or more.        Papineni et al. 2002, section 2
+
+        BLEU = 100 min(1, exp(1 - R / H)) (p1 p2 p3 p4)^(1/4)        p_n = right_n / all_n
+
+    all_n: n-grams of all hypotheses. right_n: those that a reference has, each counted at most as often as in
+    the reference of its hypothesis that has it most often ("the the the" gets no three points). H: tokens of
+    all hypotheses; R: of their references, of each hypothesis' the one nearest in length, the shorter one of
+    two equally near. It punishes what is too short, as p_n punishes what is too long.
+    The k-th n for which right_n is 0 has right_n = 1 / 2^k instead (sacrebleu's "exp"; Chen & Cherry 2014,
+    method 3): else it alone would make all 0. 0 if no word is right, or no hypothesis has four.
+    """
+    right, every, length, wanted = [0] * 4, [0] * 4, 0, 0
+    for hypothesis, choices in zip(hypotheses, references, strict=True):
+        length += len(hypothesis)
+        wanted += min((abs(len(choice) - len(hypothesis)), len(choice)) for choice in choices)[1]
+        for n in range(4):
+            found, allowed = ngrams(hypothesis, n + 1), Counter()
+            for choice in choices:
+                allowed |= ngrams(choice, n + 1)  # the larger count of each
+            right[n] += (found & allowed).total()  # the smaller one
+            every[n] += found.total()
+    if right[0] == 0 or every[3] == 0:
+        return 0.0
+    logs = [math.log((right[n] or 0.5 ** right[:n + 1].count(0)) / every[n]) for n in range(4)]
+    return 100 * math.exp(min(0, 1 - wanted / length) + sum(logs) / 4)
+
+
+def interval(right, n, z=1.96):  # int, int -> low, high
+    """Between which probabilities of success does the true one lie, if `right` of n trials succeeded? The
+    z = 1.96 standard deviations make it 95 %. Wilson 1927: all p for which right / n lies within z standard
+    deviations sqrt(p (1 - p) / n) of p. The two ends solve a quadratic equation; with r = right / n:
+
+        (r + z^2 / 2n  -+  z sqrt(r (1 - r) / n + z^2 / 4n^2)) / (1 + z^2 / n)
+
+    0 of 10 gives 0 to 0.28: ten failures do not prove that it never succeeds. Of 0 trials: 0 to 1.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    r, middle = right / n, (right + z * z / 2) / n
+    half = z * math.sqrt(r * (1 - r) / n + (z / n / 2) ** 2)
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def main(*argv):
-    parser = Parser("evaluation", "The league table of language models on the last tenth of Shakespeare.")
-    parser.add_argument("folders", nargs="*", metavar="DIR",
-                        help="model folders (default: all in out/ that were trained on the rest of it)")
-    ops, text = devices.ops("cpu"), read_text("shakespeare")
-    named = parser.parse_args(argv).folders
-    places = named or [str(path.parent) for path in sorted(Path("out").glob("*/training.safetensors"))]
-    folders = {place: seconds_of_training(place, text) for place in places}
-    folders = {place: seconds for place, seconds in folders.items() if named or seconds is not None}
-    print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it")
-    rows = league(ops, text, folders)
-    print(f"\n{'':53s}perplexity      bits a character, in windows\n"
-          f"{'':34s}parameters  seconds  of a token  side by side  overlapping")
-    for name, *numbers in rows:
-        cells = zip(numbers, (12, 9, 12, 14, 13), (",d", ".0f", ".2f", ".3f", ".3f"))
-        print(f"{name:32s}" + "".join(f"{'' if x is None else format(x, how):>{width}s}"
-                                      for x, width, how in cells))
-    if None in folders.values():
-        print("\n* trained on something else: it may have seen this text")
-    if not folders:
-        print("\nmake train adds a better one: it needs about three minutes.")
+    if argv[:1] == ("blind",):
+        from lessons.blind_test import run
+        return run(argv[1:])
+    lazy, cat = np.array([[95, 0], [5, 0]]), ["the", "cat", "sat", "on", "the", "mat"]
+    accuracy, f1 = (precision_recall_f1(lazy, average)[2] for average in ("micro", "macro"))
+    few, many = ("{:.0%} to {:.0%}".format(*interval(7 * n, 10 * n)) for n in (1, 10))
+    print(f"Always 'no', where 5 of 100 cases are 'yes': accuracy {accuracy:.2f}, macro F1 {f1:.2f}.\n"
+          f"'... on a mat' for '{' '.join(cat)}': BLEU {bleu([[*cat[:4], 'a', cat[5]]], [[cat]]):.1f}.\n"
+          f"7 right of 10 may mean {few}, 70 of 100 {many}, with 95 % confidence.\n")
+    from lessons.league import run
+    return run(argv)

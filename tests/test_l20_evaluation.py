@@ -1,10 +1,13 @@
 """The tests of f are test_f and test_f_*: they are also lesson 20's exercises.
 
-The oracles: numbers worked out by hand, a loop that guesses one token at a time, and the sum over all texts.
+The oracles: numbers worked out by hand, a loop that guesses one token at a time, the sum over all texts,
+loops that count case by case, the quadratic equation of the interval, and sacrebleu (tests/goldens).
 """
-import hashlib
+import importlib
 import itertools
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from lessons import devices
 from lessons import l20_evaluation as lesson
-from lessons.errors import InputError
-from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.l16_gpt import count_parameters, gpt_forward
-from lessons.l17_weights import save_model, save_state
+from lessons.l16_gpt import gpt_forward
 from lessons.parameters import Config, init_parameters
 from tests.close import assert_close, unchanged
 
@@ -145,130 +145,142 @@ def test_total_nats_gives_every_matrix_product_one_thread():
     assert set(found) <= {1}, f"{max(found)} threads for each product, on every core at once"
 
 
-def test_uniform():
-    assert_close(lesson.uniform("abca", "bd"), 2 * math.log(4), "nats of two of the four letters there are")
+def cases(K, n, seed):  # classes, guesses (n,), their confusion matrix by a loop
+    rng = np.random.default_rng(seed)
+    classes, guesses, counts = rng.integers(0, K, n), rng.integers(0, K, n), np.zeros((K, K), int)
+    for c, g in zip(classes, guesses, strict=True):
+        counts[c, g] += 1
+    return classes, guesses, counts
 
 
-def test_frequencies():
-    # counts a 2, b 1, and one more for each of a, b, c: 3/6, 2/6, 1/6
-    want = -(math.log(3 / 6) + 2 * math.log(2 / 6) + math.log(1 / 6))
-    assert_close(lesson.frequencies("aab", "abbc"), want, "nats")
+@pytest.mark.parametrize("K, n", [(2, 9), (5, 200), (3, 0)])
+def test_confusion_matrix_counts_each_case(K, n):
+    classes, guesses, want = cases(K, n, seed=K)
+    with unchanged(classes=classes, guesses=guesses):
+        got = lesson.confusion_matrix(classes, guesses, K)
+    assert_close(got, want, "rows: the class, columns: the guess", dtype=np.int64)
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
-@given(st.text("abcde", min_size=1, max_size=30), st.text("abcxyz", min_size=1, max_size=30))
-def test_frequencies_add_up_to_1(training, validation):
-    kinds = sorted(set(training + validation))
-    total = sum(math.exp(-lesson.frequencies(training, c + "".join(kinds))
-                         + lesson.frequencies(training, "".join(kinds))) for c in kinds)
-    assert_close(total, 1.0, "sum over the characters")
+def test_confusion_matrix_has_the_same_shape_when_the_last_class_does_not_occur():
+    got = lesson.confusion_matrix(np.array([0, 1]), np.array([1, 1]), 4)
+    want = np.zeros((4, 4), int)
+    want[0, 1] = want[1, 1] = 1
+    assert_close(got, want, "counts")
 
 
-def test_compressor_needs_little_for_what_it_has_seen():
-    rng = np.random.default_rng(0)
-    text = "".join(rng.choice(list("abcdefgh"), 20_000))
-    again, new = lesson.compressor(text, text[:8000]), lesson.compressor(text, text[::-1][:8000])
-    assert again < 0.02 * new, f"{again:.0f} nats for a repetition, {new:.0f} for new letters"
-    assert lesson.bits_per_character(new, 8000) > 3, "random letters need log2(8)"
+def test_confusion_matrix_leaves_out_what_has_no_class():
+    got = lesson.confusion_matrix(np.array([0, -1, 1, -1]), np.array([0, 1, 0, -1]), 2)
+    assert_close(got, [[1, 0], [1, 0]], "counts without the two cases of class -1")
 
 
-TEXT = "the cat sat on the mat. the dog sat on the log. " * 54 + "a dog on a mat? the cat! " * 12
-TRAINING, VALIDATION = TEXT[:len(TEXT) * 9 // 10], TEXT[len(TEXT) * 9 // 10:]
+def f1_by_hand(classes, guesses, K):
+    """From the three questions, case by case."""
+    rows = []
+    for k in range(K):
+        both = sum(c == k and g == k for c, g in zip(classes, guesses, strict=True))
+        precision, recall = both / max(sum(guesses == k), 1), both / max(sum(classes == k), 1)
+        rows.append([precision, recall, 2 / (1 / precision + 1 / recall) if both else 0])
+    return np.array(rows).T
 
 
-def folder(place, name, tokenizer, sha256):
-    p = init_parameters(Config(tokenizer.vocab_size, 8, n_layer=1, n_head=2, n_embd=8))
-    p.flat[:] += 0.3 * np.random.default_rng(1).normal(size=p.flat.size).astype(np.float32)
-    save_model(place / "out" / name, p, tokenizer)
-    save_state(place / "out" / name / "training.safetensors", {"parameters": p.flat},
-               {"settings": {"sha256": sha256}, "progress": {"step": 1, "seconds": 12.5}})
-    return p
+@pytest.mark.parametrize("K, n", [(2, 30), (4, 100), (6, 8)])
+def test_precision_recall_f1_of_each_class(K, n):
+    classes, guesses, confusion = cases(K, n, seed=n)
+    with unchanged(confusion=confusion):
+        got = lesson.precision_recall_f1(confusion)
+    assert_close(got, f1_by_hand(classes, guesses, K), "rows precision, recall, F1", dtype=np.float64)
 
 
-def bits_by_hand(p, tokenizer, stride):
-    """Every token's loss from the window that the docstring of windows says it has."""
-    before, tokens = tokenizer.encode(TRAINING), tokenizer.encode(VALIDATION)
-    text, T, nats = np.concatenate([before, tokens]), p.config.block_size, 0.0
-    for start in range(0, len(tokens), stride):
-        end = len(before) + min(start + stride, len(tokens))
-        logits = gpt_forward(NUMPY, p, text[None, end - T - 1:end - 1])[0][0].astype(float)
-        log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        for place in range(len(before) + start, end):
-            nats -= log_p[place - (end - T), text[place]]
-    return nats / math.log(2) / len(VALIDATION)
+def test_precision_recall_f1_of_many_found_and_few_right():
+    got = lesson.precision_recall_f1(np.array([[90, 6], [1, 3]]))  # class 1: 9 guessed, 4 there, 3 right
+    assert_close(got[:, 1], [3 / 9, 3 / 4, 6 / 13], "precision, recall, F1 of class 1")
 
 
-def test_league_scores_every_model_in_bits_a_character(tmp_path):
-    tokenizers = {"chars": char_tokenizer(TEXT), "pieces": train_bpe(TRAINING, 270)}
-    models = {name: folder(tmp_path, name, tokenizer, "?") for name, tokenizer in tokenizers.items()}
-    table = lesson.league(devices.ops("cpu"), TEXT, {tmp_path / "out" / name: 12.5 for name in tokenizers})
-    assert [row[-1] for row in table] == sorted((row[-1] for row in table), reverse=True), "the best is last"
-    rows = {row[0].split("/")[-1]: row[1:] for row in table}
-    for name, baseline in (("all characters equally likely", lesson.uniform),
-                           ("frequency of each character", lesson.frequencies),
-                           ("xz, a compressor", lesson.compressor)):
-        want = baseline(TRAINING, VALIDATION) / math.log(2) / len(VALIDATION)
-        assert_close(rows[name][-1], want, f"bits of {name}")
-    for name, tokenizer in tokenizers.items():
-        parameters, seconds, unsure, apart, overlapping = rows[name]
-        assert seconds == 12.5 and parameters == count_parameters(models[name].config)
-        assert_close(apart, bits_by_hand(models[name], tokenizer, 8), f"{name}: side by side", rtol=1e-4)
-        assert_close(overlapping, bits_by_hand(models[name], tokenizer, 2), f"{name}: overlapping", rtol=1e-4)
-        n = len(tokenizer.encode(VALIDATION))
-        assert_close(math.log2(unsure) * n / len(VALIDATION), overlapping, f"{name}: bits by perplexity")
+def test_precision_recall_f1_is_0_for_a_class_that_is_never_guessed_or_never_there():
+    with np.errstate(all="raise"):
+        got = lesson.precision_recall_f1(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 0]]))
+    want = [[3 / 5, 0, 0], [3 / 4, 0, 0], [6 / 9, 0, 0]]
+    assert_close(got, want, "scores, where class 1 is never there and 2 never guessed")
 
 
-def test_league_trains_a_small_gpt_where_there_is_none(monkeypatch):
-    def stand_in(training):
-        assert training == TRAINING, "it must not see the last tenth"
-        tokenizer = char_tokenizer(TEXT)
-        return init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 8)), tokenizer
-
-    monkeypatch.setattr(lesson, "quick_model", stand_in)
-    assert "small GPT, trained now" in [row[0] for row in lesson.league(devices.ops("cpu"), TEXT, {})]
+def test_precision_recall_f1_of_a_class_with_one_case():
+    got = lesson.precision_recall_f1(np.array([[4, 0], [0, 1]]))
+    assert_close(got, np.ones((3, 2)), "scores of one who is always right")
 
 
-def test_league_names_the_model_that_cannot_read_the_text(tmp_path):
-    save_model(tmp_path, init_parameters(Config(30, 8, 1, 2, 8)), None)
-    with pytest.raises(InputError, match="no tokenizer.json"):
-        lesson.league(devices.ops("cpu"), TEXT, {tmp_path: None})
-    folder(tmp_path, "abc", char_tokenizer("abc"), "?")
-    with pytest.raises(InputError, match="GPT in .*abc.*does not know"):
-        lesson.league(devices.ops("cpu"), TEXT, {tmp_path / "out" / "abc": None})
+def test_precision_recall_f1_macro_is_the_mean_over_the_classes():
+    classes, guesses, confusion = cases(5, 60, seed=3)
+    want = f1_by_hand(classes, guesses, 5).mean(axis=1)  # F1: the mean of F1s, not the F1 of two means
+    assert_close(lesson.precision_recall_f1(confusion, "macro"), want, "macro precision, recall, F1")
 
 
-def test_seconds_of_training_are_known_for_runs_on_this_text_alone(tmp_path):
-    digest = hashlib.sha256(TEXT.encode()).hexdigest()
-    for name, sha256 in ("good", digest), ("other_text", "0" * 64):
-        folder(tmp_path, name, char_tokenizer(TEXT), sha256)
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "training.safetensors").write_bytes(b"nonsense")
-    for place, want in {"out/good": 12.5, "out/other_text": None, "broken": None, "nowhere": None}.items():
-        assert lesson.seconds_of_training(tmp_path / place, TEXT) == want, place
+def test_precision_recall_f1_micro_is_the_accuracy():
+    classes, guesses, confusion = cases(5, 60, seed=4)
+    want = [(classes == guesses).mean()] * 3
+    assert_close(lesson.precision_recall_f1(confusion, "micro"), want, "micro precision, recall, F1")
 
 
-def test_main_lists_what_was_trained_on_this_text_and_marks_what_else_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lesson, "read_text", lambda name: TEXT)
-    for name, sha256 in ("good", hashlib.sha256(TEXT.encode()).hexdigest()), ("other_text", "0" * 64):
-        folder(tmp_path, name, char_tokenizer(TEXT), sha256)
+def golden():
+    found = json.loads((Path(__file__).parent / "goldens/bleu.json").read_text("utf-8"))
+    return [pytest.param([hypothesis.split() for hypothesis in case["hypotheses"]],
+                         [[choice.split() for choice in choices if choice is not None]
+                          for choices in case["references"]], case["bleu"], id=case["name"])
+            for case in found["cases"]]
+
+
+@pytest.mark.parametrize("hypotheses, references, want", golden())
+def test_bleu_is_that_of_sacrebleu(hypotheses, references, want):
+    assert_close(lesson.bleu(hypotheses, references), want, "BLEU", rtol=1e-9, atol=1e-9)
+
+
+def test_bleu_by_hand():
+    """Papineni's example: of seven "the" two are right, clipped at the reference's two."""
+    got = lesson.bleu([["the"] * 7], [[["the", "cat", "is", "on", "the", "mat"]]])
+    want = 100 * (2 / 7 * 1 / (2 * 6) * 1 / (4 * 5) * 1 / (8 * 4)) ** (1 / 4)
+    assert_close(got, want, "BLEU: the second, third and fourth precision are smoothed")
+
+
+def test_bleu_wants_references_for_every_hypothesis():
+    with pytest.raises(ValueError):
+        lesson.bleu([["a"], ["b"]], [[["a"]]])
+
+
+@pytest.mark.parametrize("right, n, z", [(7, 10, 1.96), (0, 10, 1.96), (10, 10, 1.96), (1, 1, 1.0),
+                                         (600, 1000, 2.5)])
+def test_interval_ends_where_the_quadratic_equation_is_solved(right, n, z):
+    """(right / n - p)^2 = z^2 p (1 - p) / n."""
+    r = right / n
+    want = np.sort(np.roots([1 + z * z / n, -2 * r - z * z / n, r * r]).real)
+    assert_close(lesson.interval(right, n, z), want, "low, high")
+
+
+def test_interval_known_to_the_books():
+    assert_close(lesson.interval(0, 10), [0, 0.277533], "none of 10", atol=1e-5)
+    assert_close(lesson.interval(50, 100), [0.403832, 0.596168], "half of 100", atol=1e-5)
+
+
+def test_interval_of_no_trial_is_everything():
+    assert_close(lesson.interval(0, 0), [0.0, 1.0], "low, high")
+
+
+def test_interval_holds_the_truth_95_times_of_100():
+    """Exactly, by adding up the binomial probabilities of all results whose interval has p in it."""
+    n = 50
+    for p in 0.2, 0.5, 0.7:
+        covered = sum(math.comb(n, k) * p**k * (1 - p)**(n - k) for k in range(n + 1)
+                      if lesson.interval(k, n)[0] <= p <= lesson.interval(k, n)[1])
+        assert 0.92 < covered < 0.98, f"p = {p} lies in {covered:.0%} of the intervals"
+
+
+def test_main_starts_the_league_and_the_blind_test(monkeypatch, capsys):
+    called = []
+    for name in "league", "blind_test":
+        module = importlib.import_module(f"lessons.{name}")
+        monkeypatch.setattr(module, "run", lambda argv, name=name: called.append((name, argv)))
     lesson.main()
     out = capsys.readouterr().out
-    assert "GPT in out/good " in out and "other_text" not in out and "*" not in out
-    lesson.main("out/other_text")
-    out = capsys.readouterr().out
-    assert "GPT in out/other_text *" in out and "* trained on something else" in out and "good" not in out
-    with pytest.raises(InputError, match="--colour"):
-        lesson.main("--colour")
-
-
-def test_main_prints_the_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lesson, "read_text", lambda name: TEXT)
-    tokenizer = char_tokenizer(TEXT)
-    small = init_parameters(Config(tokenizer.vocab_size, 8, 1, 2, 8)), tokenizer
-    monkeypatch.setattr(lesson, "quick_model", lambda training: small)
-    lesson.main()
-    out = capsys.readouterr().out
-    assert "xz, a compressor" in out and "make train adds a better one" in out
-    assert f"{math.log2(len(set(TEXT))):.3f}" in out
+    for words in "accuracy 0.95, macro F1 0.49", "BLEU 53.7", "40% to 89%, 70 of 100 60% to 78%":
+        assert words in out
+    lesson.main("out/a", "out/b")
+    lesson.main("blind", "--rounds", "3")
+    assert called == [("league", ()), ("league", ("out/a", "out/b")), ("blind_test", ("--rounds", "3"))]

@@ -6,8 +6,9 @@ import importlib.util
 from tests.benchmarks.configs import CONFIGS
 from tests.benchmarks.report import machine
 
-SUBJECTS = ["training", "limit", "generation", "mlm", "tokenizer", "startup", "memory", "gradients", "gpu"]
-NEED_TORCH = {"training", "generation", "mlm", "gradients", "gpu"}
+SUBJECTS = ["training", "limit", "generation", "mlm", "recurrent", "tokenizer", "word_vectors", "startup",
+            "memory", "gradients", "gpu"]
+NEED_TORCH = {"training", "generation", "mlm", "recurrent", "gradients", "gpu"}
 
 
 def main():
