@@ -28,6 +28,7 @@ from lessons.written_tree import Tree, first, load, outline, parameters  # noqa:
 
 K = 8  # a question may be about one of the last 8 characters
 TURNS = 6  # from set to order and back, at most
+# PRICE, TRUST and OFFERED: of those tried, the best for the last tenth of the training text, grown without it
 PRICE = 2.0  # bits that a question must gain for each value that its set could hold, or it is luck
 TRUST, OFFERED = 24.0, 0.6  # OFFERED: the chance of a place to be asked about, at each node of a forest
 
@@ -58,15 +59,15 @@ def best_set(table):  # (V, V) -> (V,) bool, gain
         1. score(a): the share of rows[a] that is the most frequent character (of those equal, the first)
         2. cut: order by score, upward; yes[j] = the sum of the first j + 1 rows, no[j] = the rest
            gain = bits(total) - bits(yes) - bits(no), and the first largest is the best cut
-        3. score(a) = sum_c rows[a, c] / n_a * log(p_yes(c) / p_no(c)), with the sides of that cut, where
-           p(c) = (counts(c) + total(c) / n) / (sum of counts + 1): as if each had seen one more character
+        3. score(a) = sum_c rows[a, c] / n_a * log((yes(c) + q(c)) / (no(c) + q(c))), the sides of that cut:
+           where next characters like those of a stand. q(c) = total(c) / n, lest one be 0
 
     2 and 3 by turns, at most TURNS cuts, until one gains no more than the last (to 1e-9): the last one stays.
     In order of score the best set of two kinds of next characters is a first part. Less than two values: no
     members, 0.0."""
     seen, total = np.flatnonzero(table.any(axis=1)), table.sum(axis=0)
     members, gain = np.zeros(len(table), bool), 0.0
-    rows, total = table[seen][:, total > 0].astype(np.int64), total[total > 0]
+    rows, total = table[seen][:, total > 0], total[total > 0]
     if len(seen) < 2:
         return members, gain
     shares, q = rows / rows.sum(axis=1, keepdims=True), total / total.sum()
@@ -80,8 +81,7 @@ def best_set(table):  # (V, V) -> (V,) bool, gain
             break
         gain, members[:] = gains[cut], False
         members[seen[order[:cut + 1]]] = True
-        p_yes, p_no = ((side + q) / (side.sum() + 1) for side in (yes[cut], total - yes[cut]))
-        score = shares @ np.log(p_yes / p_no)
+        score = shares @ np.log((yes[cut] + q) / (total - yes[cut] + q))
     return members, gain
 
 
@@ -101,7 +101,7 @@ def partition(codes, positions, k, members):  # (N,), (m,) int64, int, (V,) bool
     """In place: first the positions i with members[codes[i - k]], then the others, all in the old order."""
     yes = members[codes[positions - k]]
     positions[:] = np.concatenate([positions[yes], positions[~yes]])
-    return int(yes.sum())
+    return yes.sum()
 
 
 def grow(ops, codes, V, leaves, offer=lambda: np.ones(K, bool), price=PRICE):  # (N,) -> Tree
@@ -112,7 +112,7 @@ def grow(ops, codes, V, leaves, offer=lambda: np.ones(K, bool), price=PRICE):  #
     A new node v, from the root on: tables = ops.histograms(codes, its positions, K, V); counts[v]; then
     ops.best_question(tables, offer(), price). If k > 0, (-worth, v, k, members) goes onto a heap: heapq gives
     the smallest back, and of those equally worth the oldest. A split writes ask, members and yes, and makes
-    two new nodes, n (yes) and n + 1 (no)."""
+    two new nodes, behind all that there are: yes first, then no. Unused rows are cut off at the end."""
     positions, spans, heap, size = np.arange(K, len(codes)), [], [], 2 * leaves - 1
     tree = Tree(*(np.zeros(shape, kind) for shape, kind in (
         (size, np.int64), ((size, V), bool), (size, np.int64), ((size, V), np.int32))))

@@ -2,6 +2,7 @@
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from lessons import devices
 from lessons import l11_recurrent as lesson
@@ -46,6 +47,7 @@ def sgd_on_letters(codes, V, limit, steps=60, lr=2.0, window=25):  # -> losses a
 
 
 def main():
+    threadpool_limits(1, "blas")  # products this small are slower on several threads
     ops, far = devices.module("numpy", "recurrent"), [1, 5, 10, 20, 50, 99]
     names = [f"RNN, W_h x {size}" if kind == "rnn" else f"LSTM, forget bias {bias}"
              for kind, size, bias in NETWORKS]

@@ -33,8 +33,8 @@ def by_turns(table, turns=6):
         gain = max(gains)
         best = sets[gains.index(gain)]
         yes = table[best].sum(axis=0)
-        p_yes, p_no = ((side + total / n) / (side.sum() + 1) for side in (yes, total - yes))
-        log = np.log(np.where(total > 0, p_yes, 1) / np.where(total > 0, p_no, 1))
+        side, other = (np.where(total > 0, counts + total / n, 1) for counts in (yes, total - yes))
+        log = np.log(side / other)
         score = {a: table[a] @ log / table[a].sum() for a in seen}
     return best, gain
 

@@ -1,4 +1,8 @@
-"""The whole GPT in the GPU's room: its gradients are NumPy's, its training is the CPU's."""
+"""The whole GPT in the GPU's room: its gradients are NumPy's, its training is the CPU's.
+
+In the simulator most steps of training have NumPy's matrix products: the kernel's would be half of the time.
+All gradients and Muon, whose products are others, are tried with the kernel's.
+"""
 import contextlib
 from types import SimpleNamespace
 
@@ -14,6 +18,7 @@ from lessons.l16_gpt import gpt_backward, gpt_forward
 from lessons.l18_training import Diverged, Trainer, evaluate, train
 from lessons.parameters import Config, Parameters, init_parameters, on_host
 from lessons.recipes import RECIPES
+from tests import cudasim
 from tests.close import assert_close
 from tests.cudasim import tiles
 
@@ -25,6 +30,7 @@ TOKENS = np.random.default_rng(4).integers(0, 5, 60)
 def small():
     with pytest.MonkeyPatch.context() as patch:
         tiles.small(patch)
+        tiles.products_by_numpy(patch)
         yield
 
 
@@ -69,7 +75,8 @@ def losses(trainer):
     return [(float(loss), float(norm)) for loss, norm in train(trainer, TOKENS)]
 
 
-def test_logits_loss_and_all_gradients_are_those_of_numpy_in_float64():
+def test_logits_loss_and_all_gradients_are_those_of_numpy_in_float64(monkeypatch):
+    monkeypatch.setattr(cudasim, "STAND_INS", {})
     rng, ops = np.random.default_rng(1), {name: devices.ops(name) for name in ("numpy", "cuda")}
     noise = 0.1 * rng.standard_normal(init_parameters(CONFIG).flat.size)
     tokens, targets = rng.integers(0, 5, (2, 2, 3))
@@ -95,7 +102,9 @@ def test_training_has_the_losses_and_norms_of_the_cpu(run):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "sgd"])
-def test_training_with_another_optimizer_has_the_losses_of_the_cpu(optimizer):
+def test_training_with_another_optimizer_has_the_losses_of_the_cpu(optimizer, monkeypatch):
+    if optimizer == "muon":
+        monkeypatch.setattr(cudasim, "STAND_INS", {})
     with graphs():
         got = losses(trainer(optimizer, steps=3))
     want = losses(trainer(optimizer, "cpu", steps=3))

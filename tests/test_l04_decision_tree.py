@@ -42,7 +42,7 @@ def text_of(length, V, seed=0):
 
 def test_bits_of_a_coin_and_of_what_is_certain():
     assert_close(lesson.bits(np.array([4, 4])), 8.0, "bits of 4 heads and 4 tails")
-    assert_close(lesson.bits(np.array([0, 9, 0])), 0.0, "bits of 9 times the same")
+    assert_close(lesson.bits(np.array([[0, 9, 0], [0, 0, 1]])), [0.0, 0.0], "bits of what is always the same")
 
 
 def test_bits_of_nothing_is_0_and_gives_no_nan():
@@ -108,9 +108,10 @@ def test_best_set_of_two_next_characters_is_always_the_best(rows):
     assert abs(gain_of(table, members) - gain) < 1e-6, f"{members} gain {gain_of(table, members)}, not {gain}"
 
 
-def test_best_set_says_yes_to_the_first_part_in_order_of_the_most_frequent_character():
-    """Character 1 is the most frequent. It comes seldom after 0 and 2."""
-    members, _ = lesson.best_set(np.array([[9, 1], [1, 19], [8, 2], [2, 12]]))
+def test_best_set_says_yes_to_the_first_part_in_order_of_the_most_frequent_character(monkeypatch):
+    """Character 1 is the most frequent. Its share is small after 0 and 2, though it comes often after 0."""
+    monkeypatch.setattr(lesson, "TURNS", 1)
+    members, _ = lesson.best_set(np.array([[60, 40], [1, 19], [8, 2], [2, 12]]))
     assert members.tolist() == [True, False, True, False], f"members are {members.tolist()}"
 
 
@@ -134,10 +135,12 @@ def test_best_set_of_what_cannot_be_split_or_gains_nothing(table):
 
 
 def test_best_set_follows_the_three_steps(monkeypatch):
-    """Each turn as the docstring has it, with loops, on tables where the turns matter."""
-    for seed, turns in ((1, 6), (2, 6), (3, 1), (4, 2), (5, 2), (6, 6), (7, 3)):
+    """Each turn as the docstring has it, with loops. On these tables each step counts, and no order is near
+    another."""
+    for seed, turns in ((10, 6), (47, 6), (129, 6), (129, 1), (129, 2), (230, 6)):
         monkeypatch.setattr(lesson, "TURNS", turns)
-        table = np.random.default_rng(seed).integers(0, 5, (9, 7)) ** 2
+        rng = np.random.default_rng(seed)
+        table = rng.integers(0, 5, (10, 10)) * (rng.random((10, 10)) < 0.4)
         want_members, want = by_turns(table, turns)
         members, gain = lesson.best_set(table)
         assert_close(gain, want, f"gain after at most {turns} turns")
@@ -159,10 +162,9 @@ def by_turns(table, turns):
             break
         gain, best = now, sets[gains.index(now)]
         yes = table[np.array(best)].sum(axis=0).tolist()
-        p_yes = [(yes[c] + total[c] / n) / (sum(yes) + 1) for c in range(len(total))]
-        p_no = [(total[c] - yes[c] + total[c] / n) / (n - sum(yes) + 1) for c in range(len(total))]
-        score = {a: sum(table[a, c] * math.log(p_yes[c] / p_no[c]) for c in range(len(total)) if total[c])
-                 / table[a].sum() for a in seen}
+        log = [math.log((yes[c] + total[c] / n) / (total[c] - yes[c] + total[c] / n)) if total[c] else 0.0
+               for c in range(len(total))]
+        score = {a: sum(table[a, c] * log[c] for c in range(len(total))) / table[a].sum() for a in seen}
     return best, gain
 
 
@@ -309,7 +311,7 @@ def test_grow_asks_only_what_is_offered(short_memory):
         return asked[-1]
     tree = lesson.grow(PLAIN, speech(), 3, 4, offer, 0.0)
     nodes = len(tree.ask)
-    assert len(asked) == nodes > 4, f"offer() was called {len(asked)} times: once a node, and there are {nodes}"
+    assert len(asked) == nodes > 4, f"offer() was called {len(asked)} times, and there are {nodes} nodes"
     wrong = [v for v in range(nodes) if tree.ask[v] and not asked[v][tree.ask[v] - 1]]
     assert not wrong, f"nodes {wrong} ask about a place that offer() did not give them"
 
@@ -329,10 +331,10 @@ def test_smooth_a_node_by_its_parent():
 
 @pytest.mark.parametrize("trust", [0.5, 24.0])
 def test_smooth_gives_each_character_a_chance_and_sums_to_1(trust):
-    rng, yes = np.random.default_rng(0), np.array([1, 3, 0, 0, 5, 0, 0])
+    rng, yes = np.random.default_rng(0), np.array([1, 5, 3, 0, 0, 0, 0])
     counts = rng.integers(0, 4, (7, 6)) * (rng.random((7, 6)) < 0.5) + np.eye(7, 6, dtype=int)
     counts[6, 0] = 1
-    p, parents = lesson.smooth(counts, yes, trust), {1: 0, 2: 0, 3: 1, 4: 1, 5: 4, 6: 4}
+    p, parents = lesson.smooth(counts, yes, trust), {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 1}
     assert p.min() > 0, "a character that never came has no chance: does the root trust 1 / V?"
     assert_close(p.sum(axis=1), np.ones(7), "the sums of p")
     for v, parent in parents.items():
@@ -434,11 +436,12 @@ def test_main_shows_questions_and_bits(capsys):
     out = capsys.readouterr().out
     assert "is the last none of" in out and "2,000 leaves" in out
     numbers = [float(line.split()[-1]) for line in out.splitlines() if " leaves " in line]
-    assert len(numbers) == 8 and numbers[7] < 2.65 and numbers[7] < numbers[4] < numbers[0]
+    assert len(numbers) == 8 and 2 < numbers[7] < 2.65
+    assert numbers[7] < numbers[4] < numbers[0]
 
 
-@pytest.mark.parametrize("argv, words", [(["--trees", "3"], "need --train"), (["--leaves", "0"], "'0' is not"),
-                                         (["--what"], "--what")])
+@pytest.mark.parametrize("argv, words", [(["--trees", "3"], "need --train"),
+                                         (["--leaves", "0"], "'0' is not"), (["--what"], "--what")])
 def test_main_refuses_in_one_line(argv, words):
     with pytest.raises(InputError, match=words):
         lesson.main(*argv)

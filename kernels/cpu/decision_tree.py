@@ -100,11 +100,9 @@ def best_question(tables, offered, price):  # (places, V, V) int32, (places,) bo
             gain, members[:] = now, False
             for j in range(cut):
                 members[seen[order[j]]] = True
-            n_yes = yes.sum()
             for c in range(occur.size):
-                p = total[c] / n
-                p_yes, p_no = (yes[c] + p) / (n_yes + 1), (total[c] - yes[c] + p) / (n - n_yes + 1)
-                direction[c] = np.log(p_yes / p_no)
+                q = total[c] / n
+                direction[c] = np.log((yes[c] + q) / (total[c] - yes[c] + q))
         if gain - price * r > worth:
             best_k, worth, best[:] = k + 1, gain - price * r, members
     return best_k, best, worth

@@ -21,7 +21,8 @@ def main():
     names = [[f"{n}.{part}" for part in ("w_x", "w_h", "bias")] for n in range(LAYERS)]
     halves = [[np.ascontiguousarray(np.split(given[name], THREADS, axis=1)[i]) for name in ("x", "dhs")]
               for i in range(THREADS)]
-    found = [{name: np.empty_like(a) for name, a in given.items() if name[0].isdigit()} for _ in range(THREADS)]
+    weights = [name for layer in names for name in layer]
+    found = [{name: np.empty_like(given[name]) for name in weights} for _ in range(THREADS)]
     start = np.zeros((2, ROWS // THREADS, HIDDEN), np.float32)
 
     def half(i):

@@ -24,6 +24,7 @@ writers.py  which thread wrote an element     trace.py    who read and wrote wha
 import sys
 
 ORDERS = ["forward", "reverse"]  # of the threads
+STAND_INS = {}  # a kernel's function -> one of NumPy that does the same: for tests of what stands around it
 
 
 def install():

@@ -76,7 +76,14 @@ class Launcher:
                         f"{MOST_THREADS:,}, and at most 64 along z")
         if min(grid) < 1 or max(grid.y, grid.z) > 65535:
             raise Fault(f"{name}: a grid of {grid} blocks; a GPU takes at least 1, and 65,535 along y and z")
-        runs = []
+        if self.function in cudasim.STAND_INS:
+            memories = [getattr(value, "host", value) for value in arguments]
+            cudasim.STAND_INS[self.function](*memories)
+            for memory in memories:
+                if isinstance(memory, np.ndarray):
+                    writers.forget(memory)
+            return
+        runs, places = [], every(shape)
         with floats.of_the_gpu():
             context = contextvars.copy_context()
             for order in cudasim.ORDERS:
@@ -84,8 +91,9 @@ class Launcher:
                     break  # no race was found, so no order gives anything else
                 kind = Array if runs else Traced if trace.CURRENT is not None else Checked
                 inside, used = wrapped(self.function, self.arguments, arguments, kind)
-                for place in every(grid, order):
-                    run_block(Block(self.function, place, shape, grid, kind), context, inside, order)
+                for place in every(grid)[::1 if order == "forward" else -1]:
+                    block = Block(self.function, place, shape, grid, kind)
+                    run_block(block, places, context, inside, order)
                 runs.append(used)
         written = [(memory, x) for memory, x in runs[0] if x.wrote or x.changed]
         check_overlaps(name, runs[0], written)
@@ -135,49 +143,58 @@ def check_overlaps(kernel, used, written):
                             "knows arrays that share all of it, or nothing")
 
 
-def every(shape, order):
+def every(shape):
     ranges = map(range, (shape.z, shape.y, shape.x))
-    places = [Dim3(x, y, z, named=shape.named) for z, y, x in itertools.product(*ranges)]
-    return places if order == "forward" else places[::-1]
+    return [Dim3(x, y, z, named=shape.named) for z, y, x in itertools.product(*ranges)]
 
 
-def run_block(block, context, arguments, order):
+def run_block(block, places, context, arguments, order):
     hub, warps, threads = getcurrent(), [], []
-    for number, place in enumerate(every(block.shape, "forward")):
+    for number, place in enumerate(places):
         if number % 32 == 0:
             warps.append(Warp())
         threads.append(Thread(block.function, hub).begin(block, place, number, warps[-1]))
         threads[-1].gr_context = context
     running = threads if order == "forward" else threads[::-1]
-    for thread in running:
-        step(thread, thread.switch, *arguments)
+    let_run(running, arguments)
     while running := [thread for thread in running if not thread.dead]:
         if not sum(map(release_warp, warps)):
             release_block(block, threads)
-        for thread in running:
-            if thread.waits is None:
-                step(thread, thread.switch, thread.answer)
+        let_run(running)
     block.shared.clear()
 
 
-def step(thread, go, *values):
-    """Let a thread run. Errors say where they come from; they keep their type, and the kernel's traceback."""
-    arrays.now = thread.now
-    try:
-        go(*values)
-    except NotImplementedError:
-        raise  # an exercise that is not written yet
-    except Exception as error:
+def let_run(threads, arguments=None):
+    """Those that wait for nothing, one after the other: they begin, or go on with what they waited for."""
+    for thread in threads:
+        if thread.waits is None:
+            arrays.now = thread.now
+            try:
+                if arguments is None:
+                    thread.switch(thread.answer)
+                else:
+                    thread.switch(*arguments)
+            except Exception as error:  # noqa: BLE001  (it is raised again)
+                raise told(thread, error)
+
+
+def told(thread, error):  # -> the error
+    """It says where it comes from, and keeps its type and the kernel's traceback."""
+    if not isinstance(error, NotImplementedError):  # an exercise that is not written yet
         function = thread.block.function
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                  if frame.filename == function.__code__.co_filename]
         line = f", line {lines[-1]}" if lines else ""
         error.args = (f"{function.__name__}{line}, {thread}: {error}",)
-        raise
+    return error
 
 
 def fail(thread, text):
-    step(thread, thread.throw, Fault(text))
+    arrays.now = thread.now
+    try:
+        thread.throw(Fault(text))
+    except Fault as error:
+        raise told(thread, error)
 
 
 def release_warp(warp):  # -> has it been released?

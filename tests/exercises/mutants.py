@@ -7,18 +7,17 @@ Hand-made mutants of kernels are compiled as a learner's answer would be; genera
 compiling them would take most of the time. Those of the GPU's kernels run in the simulator.
 """
 import json
-import os
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from lessons.devices import cores
 from lessons.errors import InputError
 from tests.exercises.mutate import survivors
-from tests.exercises.sheet import ROOT, files_of, sheet
+from tests.exercises.sheet import ROOT, files_of, on_gpu, sheet
 
-PARTS = 2  # of a file's general mutants: smaller jobs, so that all cores end together
+PARTS = 2  # of a file's mutants: so all cores have work to the end
 
 
 def main(*numbers):
@@ -28,30 +27,39 @@ def main(*numbers):
         if not number.isdecimal() or f"{int(number):02d}" not in sheet():
             raise InputError(f"there are no exercises for lesson {number!r}; make progress lists them")
     lessons = [f"{int(number):02d}" for number in numbers] or list(sheet())
-    jobs = [(lesson, file, *job) for lesson in lessons for file in files_of(sheet()[lesson])
-            for job in [("hand", 0), *(("general", part) for part in range(PARTS))]]
-    jobs.sort(key=lambda job: job[2])  # the long ones first
+    files = [(lesson, file) for lesson in lessons for file in files_of(sheet()[lesson])]
     results = []
-    with ThreadPoolExecutor(cores()) as pool:
-        for done, found in enumerate(pool.map(run, jobs), 1):
-            results += found
-            if sys.stdout.isatty():
-                print(f"  {done} of {len(jobs)} parts, {len(results)} mutants", end="\r", flush=True)
+    for done, found in enumerate(tried(files), 1):
+        results += found
+        if sys.stdout.isatty():
+            print(f"  {done} parts of {len(files)} files, {len(results)} mutants", end="\r", flush=True)
     code = summary(results)
-    print(f"{len(jobs)} parts on {cores()} cores in {time.monotonic() - start:.0f} s")
+    print(f"{len(files)} files on {cores()} cores in {time.monotonic() - start:.0f} s")
     return code
 
 
-def run(job):  # -> [{"lesson", "name", "kind", "mutant", "killed"}]
-    lesson, file, kind, part = job
-    plain = "1" if kind == "general" and file.startswith("kernels/cpu") else "0"
-    orders = [lesson, file, kind, str(part), str(PARTS if kind == "general" else 1)]
-    done = subprocess.run([sys.executable, "-m", "tests.exercises.mutant_worker", *orders],
-                          env=dict(os.environ, NUMBA_DISABLE_JIT=plain), cwd=ROOT,
-                          stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"The mutants of {file} could not be tried; it says why above.")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def tried(files):  # yields [{"lesson", "name", "kind", "mutant", "killed"}], for each part of a file
+    orders = "".join(json.dumps(job) + "\n" for job in jobs(files))
+    with tempfile.TemporaryFile("w+") as stdin:
+        stdin.write(orders)
+        stdin.seek(0)
+        with subprocess.Popen([sys.executable, "-m", "tests.exercises.mutant_worker"], cwd=ROOT, text=True,
+                              stdin=stdin, stdout=subprocess.PIPE) as worker:
+            yield from map(json.loads, worker.stdout)
+    if worker.returncode:
+        raise SystemExit(worker.returncode)
+
+
+def jobs(files):  # -> [(lesson, file, kinds, part, parts, plain)]
+    """A file's tests run compiled or plain, so those of a CPU's kernels are two jobs. The simulator takes the
+    longest and comes first, so that all cores end together."""
+    made = []
+    for lesson, file in files:
+        if file.startswith("kernels/cpu"):
+            made += [(lesson, file, ["hand"], 0, 1, False), (lesson, file, ["general"], 0, 1, True)]
+        else:
+            made += [(lesson, file, ["hand", "general"], part, PARTS, False) for part in range(PARTS)]
+    return sorted(made, key=lambda job: not on_gpu(job[1]))
 
 
 def summary(results):
