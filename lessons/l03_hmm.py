@@ -185,10 +185,11 @@ def parameters(model):
 
 def load(path, text):  # -> HMM, seconds of training
     arrays, seconds = load_model(path, text)
-    try:
-        return HMM(**arrays), seconds
-    except TypeError:
-        raise InputError(f"{path} is no model of lesson 3: train anew") from None
+    S, V = arrays.get("initial", np.empty(0)).size, len(set(text))
+    want = {"initial": ("f", S), "transition": ("f", S, S), "emission": ("f", V, S)}
+    if want != {name: (array.dtype.kind, *array.shape) for name, array in arrays.items()}:
+        raise InputError(f"{path} is no model of lesson 3: train anew")
+    return HMM(**arrays), seconds
 
 
 def main(*argv):

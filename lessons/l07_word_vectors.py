@@ -112,8 +112,8 @@ def cooccurrences(words, V, window):  # (n,) int, int, int -> first (M,), second
 
 
 def glove_loss(row, other, X, x_max):  # (n, D + 1) twice, (n,), float -> float, (n, D + 1) twice
-    """GloVe's loss of n pairs, and its gradients. The last number of a row is its bias, and f (eq. 9) keeps
-    the most frequent pairs from deciding all:
+    """GloVe's loss of n pairs, a Python float, and its gradients. The last number of a row is its bias, and f
+    (eq. 9) keeps the most frequent pairs from deciding all:
 
         gap = v . u + b_v + b_u - log X        f = min(1, X / x_max)^0.75        loss = sum of f gap^2
         dv = 2 f gap u,    du = 2 f gap v,    and of both biases 2 f gap

@@ -128,8 +128,8 @@ KINDS = {"rnn": (rnn_forward, rnn_backward), "lstm": (lstm_forward, lstm_backwar
 
 def model_forward(ops, p, codes, states):  # (T, B) int, a state a layer -> logits (T, B, V), states, caches
     """A letter is a row of V numbers, all 0 but a 1 at its code, in w_h's dtype. Layer 0 reads these rows,
-    each other the h of the one below, each from its own state on. logits = top h @ out.weight + out.bias.
-    Returns them, the list of new states, and [the cache of each layer ..., top h]."""
+    each other the h of the one below, from its own state on. logits = top h @ out.weight + out.bias. Returns
+    them, the new states, [each layer's cache ..., top h]. kind_of(p)[0] is the kind, layer(p, n) weights."""
     forward, new, caches = KINDS[kind_of(p)[0]][0], [], []
     x = np.eye(len(p["out.bias"]), dtype=p["0.w_h"].dtype)[codes]
     for n, state in enumerate(states):

@@ -52,12 +52,11 @@ def windows(before, tokens, T, stride):  # (>= T,), (n,) -> X (B, T), Y (B, T)
     """Inputs and targets of overlapping windows, in which every token of `tokens` is a target once.
 
     In blocks side by side the first token of a block is guessed from one token, the second from two: on
-    average a model sees half of what it could. Here the first T - stride targets of a window are IGNOREd: the
-    window before has counted them, or they belong to `before`, whose end precedes the first token. So what
-    counts is guessed from more than T - stride tokens. It costs T / stride times as much. The k-th window's
-    last target is token (k + 1) stride - 1, or the very last one: the last window too has T positions, and
-    IGNOREs more of them. Y[b, t] is the token that follows X[b, t] in the text, or IGNORE. B = n / stride,
-    rounded up.
+    average a model sees half of what it could. Here the first T - stride targets of a window, or more in the
+    last one, are IGNOREd: the window before has counted them, or they belong to `before`, whose end precedes
+    the first token. So what counts is guessed from more than T - stride tokens. It costs T / stride times as
+    much. The k-th window's last target is token (k + 1) stride - 1, or the very last one. Y[b, t] is the
+    token that follows X[b, t] in the text, or IGNORE. B = n / stride, rounded up; no tokens: both are (0, T).
     ValueError if `before` is shorter than a window, or stride is none of 1 .. T.
 
     >>> X, Y = windows(np.arange(4), np.arange(4, 9), T=4, stride=2)
@@ -81,7 +80,9 @@ def total_nats(ops, p, before, tokens, stride):  # (>= T,), (n,) -> -ln p(all to
     """The sum of -ln p(token | what its window of windows() shows before it) over all n tokens.
 
     Every core (devices.cores()) takes batches of windows in turn, as many as have 2^22 logits (16 MB) among
-    them, but at least one. The matrix products get one thread each: the batches are what runs side by side.
+    them, but at least one; each batch through gpt_forward, then ops.cross_entropy(logits, Y, 1): a sum. The
+    products get one thread each (threadpool_limits): the batches are what runs side by side. p.config has
+    T, block_size, and V, vocab_size. Returns a float.
     """
     X, Y = windows(before, tokens, p.config.block_size, stride)
     batch = max(1, 2**22 // (p.config.block_size * p.config.vocab_size))  # 16 MB of logits, or one window
@@ -144,7 +145,8 @@ def bleu(hypotheses, references):  # [[token, ...], ...], [[[token, ...], ...], 
     all hypotheses; R: of their references, of each hypothesis' the one nearest in length, the shorter one of
     two equally near. It punishes what is too short, as p_n punishes what is too long.
     The k-th n for which right_n is 0 has right_n = 1 / 2^k instead (sacrebleu's "exp"; Chen & Cherry 2014,
-    method 3): else it alone would make all 0. 0 if no word is right, or no hypothesis has four.
+    method 3): else it alone would make all 0. 0 if no word is right, or no hypothesis has four. ValueError if
+    there are not as many lists of references as hypotheses.
     """
     right, every, length, wanted = [0] * 4, [0] * 4, 0, 0
     for hypothesis, choices in zip(hypotheses, references, strict=True):
@@ -182,11 +184,11 @@ def main(*argv):
     if argv[:1] == ("blind",):
         from lessons.blind_test import run
         return run(argv[1:])
+    from lessons.league import run
+    run(argv)
     lazy, cat = np.array([[95, 0], [5, 0]]), ["the", "cat", "sat", "on", "the", "mat"]
     accuracy, f1 = (precision_recall_f1(lazy, average)[2] for average in ("micro", "macro"))
     few, many = ("{:.0%} to {:.0%}".format(*interval(7 * n, 10 * n)) for n in (1, 10))
-    print(f"Always 'no', where 5 of 100 cases are 'yes': accuracy {accuracy:.2f}, macro F1 {f1:.2f}.\n"
+    print(f"\nAlways 'no', where 5 of 100 cases are 'yes': accuracy {accuracy:.2f}, macro F1 {f1:.2f}.\n"
           f"'... on a mat' for '{' '.join(cat)}': BLEU {bleu([[*cat[:4], 'a', cat[5]]], [[cat]]):.1f}.\n"
-          f"7 right of 10 may mean {few}, 70 of 100 {many}, with 95 % confidence.\n")
-    from lessons.league import run
-    return run(argv)
+          f"7 right of 10 may mean {few}, 70 of 100 {many}, with 95 % confidence.")

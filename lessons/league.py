@@ -243,10 +243,13 @@ def gpts(text, named):  # -> {name: folder}, [line, ...] of those that are damag
 def run(argv):
     parser = Parser("evaluation", "The league of language models on the last tenth of Shakespeare. "
                     "The word blind in place of folders starts a blind test of the best GPT.")
-    parser.add_argument("folders", nargs="*", metavar="DIR",
-                        help="folders of GPTs (default: all in out/ that have not seen this text)")
-    text, console = read_text("shakespeare"), Console(highlight=False)
-    folders, damaged = gpts(text, parser.parse_args(argv).folders)
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="folders of GPTs (default: all in out/ "
+                        "that have not seen this text), or blind and its options (blind --help)")
+    text, console, named = read_text("shakespeare"), Console(highlight=False), parser.parse_args(argv).folders
+    for folder in named:
+        if not Path(folder).is_dir():
+            raise InputError(f"there is no folder {folder}: name a GPT's, or type blind for the blind test")
+    folders, damaged = gpts(text, named)
     print(f"{len(split(text)[1]):,} characters of Shakespeare, each guessed from what precedes it\n")
     with console.status("") as status:
         rows, problems = league(text, folders, lambda line: status.update(escape(line)))

@@ -13,7 +13,7 @@ from lessons import devices
 from lessons.errors import InputError, Parser, non_negative_int, positive_int
 from lessons.l10_optimizers import clip_scale, warmup_cosine
 from lessons.l11_recurrent import model_forward, nats, stretches, window_gradient
-from lessons.model_file import save_model
+from lessons.model_file import check_place, save_model
 from lessons.recurrent_parameters import GATES, init_parameters, load, parameters, shapes, start_state, views
 from lessons.texts import numbered, read_text, split
 
@@ -125,6 +125,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if not args.train:
         parser.error("the other options need --train")
+    out = args.out or f"out/{args.train}.npz"
+    check_place(out)
     recipe, text, ops = RECIPES[args.train], read_text("shakespeare"), operations()
     recipe = recipe._replace(steps=args.steps or recipe.steps)
     codes, alphabet = numbered(text)
@@ -136,7 +138,6 @@ def main(argv):
                              recipe.steps):
         pass
     seconds = time.perf_counter() - start
-    out = args.out or f"out/{args.train}.npz"
     save_model(out, text, seconds, **model)
     bits = nats(ops, model, training, validation).mean() / math.log(2)
     print(f"{seconds:.0f} s, {parameters(model):,} parameters, {bits:.3f} bits a character on the last tenth")

@@ -98,6 +98,9 @@ def load(path, text):  # -> [Tree, ...], seconds of training
         split = [np.split(array, ends) for array in (ask, members, arrays["yes"], counts)]
         model = [Tree(*parts) for parts in zip(*split)]
         for tree in model:
+            inner, last = np.flatnonzero(tree.ask), len(tree.ask) - 1
+            if V != len(set(text)) or not ((inner < tree.yes[inner]) & (tree.yes[inner] < last)).all():
+                raise ValueError("a question leads to no node, or the characters are others")
             for v in np.flatnonzero(tree.ask)[::-1].tolist():  # children before their parents
                 tree.counts[v] = tree.counts[tree.yes[v]] + tree.counts[tree.yes[v] + 1]
         return model, seconds

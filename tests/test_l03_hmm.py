@@ -275,6 +275,8 @@ def test_main_trains_saves_and_loads(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("options, words", [
     (["--rounds", "3"], "need --train"), (["--train", "--states", "0"], "'0' is not a whole number"),
+    (["--train", "--states", "99999"], "'99999' is not .* from 1 to 5000"),
+    (["--train", "--out", "."], "cannot be written: Is a directory"),
     (["--colour"], "unrecognized arguments: --colour")])
 def test_main_says_what_is_wrong_with_an_option(options, words):
     with pytest.raises(InputError, match=words):
@@ -286,3 +288,14 @@ def test_main_says_that_a_file_is_another_lessons(tmp_path):
     save_model(tmp_path / "tree.npz", "text", 1.0, leaves=np.ones(3))
     with pytest.raises(InputError, match="is no model of lesson 3"):
         lesson.load(tmp_path / "tree.npz", "text")
+
+
+@pytest.mark.parametrize("change", [
+    {"transition": np.ones((2, 3))}, {"emission": np.ones((5, 2))}, {"initial": np.array(["a", "b"])},
+    {"initial": np.array(1.0)}, {"more": np.ones(2)}])
+def test_main_says_that_a_file_has_other_shapes(change, tmp_path):
+    from lessons.model_file import save_model
+    arrays = {"initial": np.ones(2), "transition": np.ones((2, 2)), "emission": np.ones((3, 2))} | change
+    save_model(tmp_path / "hmm.npz", "abc", 1.0, **arrays)
+    with pytest.raises(InputError, match="is no model of lesson 3"):
+        lesson.load(tmp_path / "hmm.npz", "abc")

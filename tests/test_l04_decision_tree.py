@@ -441,7 +441,9 @@ def test_main_shows_questions_and_bits(capsys):
 
 
 @pytest.mark.parametrize("argv, words", [(["--trees", "3"], "need --train"),
-                                         (["--leaves", "0"], "'0' is not"), (["--what"], "--what")])
+                                         (["--leaves", "0"], "'0' is not"), (["--what"], "--what"),
+                                         (["--leaves", "999999"], "'999999' is not .* to 200000"),
+                                         (["--train", "--out", "."], "cannot be written: Is a directory")])
 def test_main_refuses_in_one_line(argv, words):
     with pytest.raises(InputError, match=words):
         lesson.main(*argv)

@@ -1,4 +1,5 @@
 """The file of a model of lessons 3, 4 and 11: what is saved comes back, and what is no such file is named."""
+import math
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def test_a_file_that_is_none_is_named(content):
 
 
 @pytest.mark.parametrize("arrays", [{"a": np.zeros(3)}, {"seconds": 1.0}, {"seconds": "long", "sha256": "x"},
-                                    {"seconds": np.zeros(3), "sha256": "x"}])
+                                    {"seconds": np.zeros(3), "sha256": "x"},
+                                    {"seconds": math.nan, "sha256": "x"}, {"seconds": -1, "sha256": "x"}])
 def test_arrays_of_something_else_are_no_model(arrays):
     PATH.parent.mkdir()
     np.savez(PATH, **arrays)
@@ -119,3 +121,21 @@ def test_a_folder_that_cannot_be_made_is_named():
     Path("out").write_text("a file in the way")
     with pytest.raises(InputError, match=r"out/hmm\.npz cannot be written"):
         save(a=np.zeros(3))
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: path.write_text("a book"), lambda path: np.savez(path, a=np.zeros(3)), Path.mkdir])
+def test_what_is_no_model_is_neither_overwritten_nor_moved(make):
+    PATH.parent.mkdir()
+    make(PATH)
+    with pytest.raises(InputError, match=r"out/hmm\.npz .*name another file"):
+        save(a=np.zeros(3))
+    assert [path.name for path in Path("out").iterdir()] == ["hmm.npz"]
+
+
+def test_a_place_is_checked_before_training(capsys):
+    model_file.check_place(PATH)
+    assert not PATH.exists()
+    save(a=np.zeros(3))
+    model_file.check_place(PATH)
+    assert PATH.exists() and not capsys.readouterr().out

@@ -10,6 +10,7 @@ anything is timed, its losses and gradients must agree with PyTorch's in float64
     mlm.py        a training step of lesson 14's encoder: ours, PyTorch eager, PyTorch compiled
     recurrent.py  an LSTM forward and backward: ours, torch.nn.LSTM
     tokenizer.py  byte-pair encoding: ours, the tokenizers library, tiktoken
+    word_vectors.py words a second and neighbours: ours, gensim's Word2Vec
     startup.py    python -m lessons N, the first and the second time
     memory.py     peak memory of the main job
     gradients.py  every gradient of a small GPT, in both rooms

@@ -59,7 +59,7 @@ def machine():
 
 def versions():
     found = {"python": platform.python_version()}
-    for package in "numpy", "numba", "torch", "tokenizers", "tiktoken":
+    for package in "numpy", "numba", "torch", "tokenizers", "tiktoken", "gensim":
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -46,7 +46,7 @@ def words_of(error, path, lesson):
         return f"it ends the program, by {kind}{where}"
     if type(error).__module__.startswith("numba"):
         return compilation(kind, lines, path, lesson)
-    if isinstance(error, IndexError) and not frames:  # compiled for the CPU
+    if isinstance(error, IndexError) and not frames and "/kernels/cpu/" in path:  # compiled
         where = ("\nthe kernel reads or writes outside of an array. Plain Python names the line: "
                  f"NUMBA_DISABLE_JIT=1 make check {lesson}")
     return f"{kind}: " + "\n  ".join(lines[:6]) + where
