@@ -11,7 +11,7 @@ from lessons.model_file import check_place, save_model
 from lessons.texts import numbered, read_text, split
 
 few_states = number(int, lambda n: 1 <= n <= 5000, "a whole number from 1 to 5000")
-STATES, ROUNDS = 1000, 50  # more of either: a little better, and longer than three minutes on two cores
+STATES, ROUNDS = 1000, 50  # more of either: a little better, and longer than two minutes on two cores
 
 
 def main(argv):
@@ -29,7 +29,7 @@ def main(argv):
     codes, alphabet = numbered(text)
     training, validation = split(codes)
     print(f"{args.states} states, {args.rounds} rounds of Baum-Welch over {len(training):,} letters: "
-          "about three minutes on two cores, if nothing is changed")
+          "about two minutes on two cores, if nothing is changed")
     start = time.perf_counter()
     model = train(ops, training, len(alphabet), args.states, track(range(args.rounds), ""), args.seed)
     seconds = time.perf_counter() - start

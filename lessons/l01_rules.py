@@ -75,8 +75,8 @@ def heights(grammar):  # {symbol: {(part, ...): p}} -> {symbol: how many levels 
 def generate(grammar, symbol, rng, depth, height):  # -> (symbol, child, ...), a child: tree or word
     """A random tree of at most depth levels. rng, a random.Random, draws a rule of symbol, each as often as
     its p says (rng.choices); its parts that are symbols grow likewise, of at most depth - 1 levels. To end in
-    time, only rules take part whose parts all have a height below depth; ValueError if there is none. height
-    is heights(grammar): words are not in it."""
+    time, only rules take part whose parts all have a height below depth; ValueError, which names symbol, if
+    there is none. height is heights(grammar): words are not in it."""
     fits = {parts: p for parts, p in grammar[symbol].items() if max(height.get(x, 0) for x in parts) < depth}
     if not fits:
         raise ValueError(f"{symbol} does not end within {depth} levels: it needs {height[symbol]}")
@@ -85,8 +85,8 @@ def generate(grammar, symbol, rng, depth, height):  # -> (symbol, child, ...), a
 
 
 def split_long(grammar):  # -> a new grammar, whose rules have two symbols, one symbol or one word
-    """A rule of several parts becomes one of two symbols: the first part, and the rest. Where one of these is
-    not a symbol of grammar, a helper stands for it. Its one rule has p = 1 and is split in the same way:
+    """A rule of two or more parts becomes one of two symbols: the first part, and the rest. Where one of
+    these is not a symbol of grammar, a helper stands for it. Its one rule has p = 1 and is split likewise:
 
         VP -> give OBJ NP    becomes    VP -> [ give ] [ OBJ NP ]    [ give ] -> give    [ OBJ NP ] -> OBJ NP
 

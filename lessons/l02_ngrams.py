@@ -61,7 +61,7 @@ def lookup(keys, values, wanted):  # (g,) sorted, (g,), (m,) -> (m,)
 def count_grams(codes, V, order):  # (N,) -> order arrays of keys, order of counts, order - 1 of counts
     """keys, raw and continued of Counts, three tuples of int64 arrays. sliding_window_view(codes, n) has all
     n-grams as its rows. An n-gram occurs after as many different characters as there are (n + 1)-grams that
-    end with it: their key % V**n is its key. It may be none, if the text begins with it. For aab, a is 0:
+    end with it: their key % V**n is its key. That is 0 for one that only begins the text. For aab, a is 0:
 
     >>> count_grams(np.array([0, 0, 1]), 2, 2)
     ((array([0, 1]), array([0, 1])), (array([2, 1]), array([1, 1])), (array([1, 1]),))

@@ -131,7 +131,7 @@ def viterbi(codes, initial, transition, emission):  # (T,), (S,), (S, S), (V, S)
 
 def nats(ops, model, before, codes):  # HMM, (n,), (m,) -> (m,) float64
     """-ln p of each of codes, given all that precede it, those of `before` too: -ln scale, by ops.forward
-    over both in one, less what belongs to before. It goes in pieces of PIECE letters: the first begins
+    over both joined, without the first len(before). It goes in pieces of PIECE letters: the first begins
     with model.initial, each other with alpha[-1] @ transition, where alpha is that of the piece before."""
     text, guess, scales = np.concatenate([before, codes]), model.initial, []
     for at in range(0, len(text), PIECE):

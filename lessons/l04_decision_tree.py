@@ -57,14 +57,14 @@ def best_set(table):  # (V, V) -> (V,) bool, gain
     cuts: the first part says yes. rows: those of the table's values and next characters that occur.
 
         1. score(a): the share of rows[a] that is the most frequent character (of those equal, the first)
-        2. cut: order by score, upward; yes[j] = the sum of the first j + 1 rows, no[j] = the rest
-           gain = bits(total) - bits(yes) - bits(no), and the first largest is the best cut
+        2. cut: order by score, upward (equals in the table's order: kind="stable"); yes[j] = the sum of the
+           first j + 1 rows, no[j] = the rest; the first largest bits(total) - bits(yes) - bits(no) is the gain
         3. score(a) = sum_c rows[a, c] / n_a * log((yes(c) + q(c)) / (no(c) + q(c))), the sides of that cut:
            where next characters like those of a stand. q(c) = total(c) / n, lest one be 0
 
-    2 and 3 by turns, at most TURNS cuts, until one gains no more than the last (to 1e-9): the last one stays.
-    In order of score the best set of two kinds of next characters is a first part. Less than two values: no
-    members, 0.0."""
+    2 and 3 by turns, at most TURNS cuts, until one gains no more (by 1e-9) than the one before, or 0: then that
+    stays, or no members, 0.0; so too for less than two values. If only two characters can come next, the
+    best of all 2^V sets is one of these cuts."""
     seen, total = np.flatnonzero(table.any(axis=1)), table.sum(axis=0)
     members, gain = np.zeros(len(table), bool), 0.0
     rows, total = table[seen][:, total > 0], total[total > 0]
@@ -188,7 +188,7 @@ def main(*argv):
     (training, validation), V, model = split(codes), len(alphabet), []
     score = lambda model, codes=validation: nats(ops, model, training, codes).mean() / np.log(2)
     tree = grow(ops, training := training[-100_000:], V, 2000)
-    print(f"The first questions about {len(training):,} characters [what each saves, who is asked]:")
+    print(f"The first questions about {len(training):,} characters [bits saved, how often asked]:")
     print(*outline(tree, bits, alphabet, 3), sep="\n")
     print("Bits a character of this tree as it grows, on what it grew on and on the last tenth:")
     for young in (first(tree, leaves) for leaves in (1, 10, 100, 1000, 2000)):

@@ -102,7 +102,7 @@ def show():
     seconds, n, no_tree = time.perf_counter() - began, len(written), fits.count(False)
     met = [word in leaves for words in written for word in words]
     print(f"\nThe grammar has {len(leaves)} tokens, {sum(met) / len(met):.0%} of all in the text. Of its "
-          f"{n:,} sentences\n{n - len(known):7,} have one that it does not know, first:   ",
+          f"{n:,} sentences\n{n - len(known):7,} have a token that it does not know: ",
           *next(words for words in written if words not in known))
     print(f"{no_tree:7,} have only such as it knows, and no tree:", *known[fits.index(False)])
     longest = max((words for words, fit in zip(known, fits) if fit), key=len)

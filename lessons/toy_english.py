@@ -33,7 +33,8 @@ ENTITIES = {  # of two that begin at the same place, the upper one is taken
     "PERSON": r"\b(?:King|Queen|Prince|Duke|Lord|Lady|Sir|Saint|Friar|Captain) "
               rf"(?:of )?{CAPITAL}(?: {CAPITAL})*",
     "PLACE": rf"(?:(?<=\bof )|(?<=\bin )|(?<=\bto )|(?<=\bat )){CAPITAL}",
-    "TIME": r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b|\b[a-z]{3,} o'clock",
+    "TIME": r"\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
+            r"|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve) o'clock",
     "NUMBER": r"\b(?:two|three|four|five|six|seven|ten|twenty|hundred|thousand)(?: (?:hundred|thousand))*\b",
 }
 

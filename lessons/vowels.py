@@ -15,7 +15,8 @@ LINE = "to be or not to be that is the question"
 def main():
     ops = devices.module("cpu", "hmm")
     codes, alphabet = numbered(re.sub("[^a-z]+", " ", read_text("shakespeare").lower())[:30_000])
-    print(f"{len(codes):,} letters of Shakespeare, two states. Bits a letter, from three random starts:")
+    print(f"{len(codes):,} letters of Shakespeare, two states (_ is a space). Bits a letter, from three "
+          "random starts:")
     print("  rounds ", *(f"{n:7}" for n in ROUNDS))
     found = []
     for seed in STARTS:
@@ -29,11 +30,11 @@ def main():
     print(f"No round is worse than the one before, yet some starts end worse. The best, {seed}, in percent:")
     for state, chances in enumerate(model.emission.T):
         most = [f"{alphabet[v]} {100 * chances[v]:.0f}" for v in (-chances).argsort() if chances[v] > 0.005]
-        mine = [letter for letter, row in zip(alphabet, model.emission) if row.argmax() == state]
+        mine = [alphabet[v].replace(" ", "_") for v in np.flatnonzero(model.emission.argmax(axis=1) == state)]
         print(f"  state {state}: {', '.join(most).replace('  ', '_ ')}")
-        print("    more often than the other:", *mine)
+        print("    letters that it writes more often than the other:", *mine)
     path, _ = ops.viterbi([alphabet.index(letter) for letter in LINE], *model)
-    print("Nobody told it of vowels. The most probable states of a line, and what it writes itself:")
+    print("Nobody told it of vowels. A line, its most probable states, and what the model writes itself:")
     print(f"  {LINE}\n  {''.join(map(str, path))}")
     written = sample(model, 60, np.random.default_rng(seed))
     print(" ", "".join(alphabet[v] for v in written))

@@ -296,7 +296,7 @@ def test_chart_of_one_word_has_the_rules_of_this_word():
 def test_chart_has_all_ways_in_order(words):
     got, want = lesson.chart(SUMS, [*words]), ways_of(SUMS, [*words])
     assert got is not None, "chart returns None: did you forget `return`?"
-    equal([*got], [*want], "the spans of the chart, the short ones first,")
+    equal([*got], [*want], "the order of the spans, short ones first,")
     for span in want:
         equal(got[span], want[span], f"the ways for {words[slice(*span)]!r}, span {span},")
 
@@ -304,6 +304,9 @@ def test_chart_has_all_ways_in_order(words):
 def test_chart_keeps_rules_that_differ_in_their_chain():
     rules = [Rule(("S",), ("a",), 0.5), Rule(("S", "A"), ("a",), 0.5)]
     equal(lesson.chart(rules, ["a"]), {(0, 1): {"S": [(rules[0], 1), (rules[1], 1)]}}, "chart")
+    rules = [Rule(("S", "A"), ("B", "B"), 0.5), Rule(("B", "C"), ("b",), 1.0)]
+    equal(lesson.chart(rules, ["b", "b"])[0, 2], {"S": [(rules[0], 1)]},
+          "the ways for two words, by the first symbol of the chain S, A,")
 
 
 @pytest.mark.parametrize("n, want", [(1, 1), (2, 1), (3, 2), (4, 5), (5, 14), (6, 42)])
@@ -425,6 +428,10 @@ def test_most_probable_chart_takes_the_smallest_split_then_the_first_rule():
     pairs, log_p = np.array([[0, 0, 0], [0, 0, 1], [1, 1, 0]], np.int32), np.log([0.5, 0.5, 0.5])
     _, back = most_probable(np.log(np.full((4, 2), 0.5)), pairs, log_p)
     assert_close(back[0, 4], [[0, 1], [2, 1]], "back[0, 4], where all are equal,")
+    leaves, pairs = np.full((3, 3), -np.inf), np.array([[2, 0, 1], [0, 1, 1], [2, 1, 0]], np.int32)
+    leaves[:, 1] = 0
+    _, back = most_probable(leaves, pairs, np.zeros(3))
+    assert_close(back[0, 3, 2], [2, 1], "back[0, 3, 2], where rule 2 at k = 1 is as good as rule 0 at k = 2,")
 
 
 def test_most_probable_chart_of_nothing_that_fits_stays_empty():

@@ -149,6 +149,14 @@ def test_expected_counts_are_those_of_all_paths_by_their_probability(codes, m, b
     assert_close(nats, np.log(likelihood(codes, m)), "what is returned, ln p(x),", **EXACT)
 
 
+def test_expected_counts_of_a_long_text_return_no_infinity():
+    """Each state is as likely after any other, so the letters are independent: p(x) is a product of sums."""
+    codes, share = np.tile(CODES, 200), ANY.initial
+    _, nats = counted(codes, ANY._replace(transition=np.tile(share, (3, 1))), 0.0)
+    want = np.log(ANY.emission[codes] @ share).sum()
+    assert_close(nats, want, "ln p of 1200 letters, whose p is no number any more,", **EXACT)
+
+
 # normalized
 
 
@@ -196,6 +204,12 @@ def test_viterbi_takes_the_first_of_paths_equally_good():
     assert_close(path, np.zeros(4, int), "path, where all are equal,")
 
 
+def test_viterbi_of_a_text_that_no_path_writes():
+    with np.errstate(divide="ignore"):
+        _, nats = lesson.viterbi(np.array([2, 2]), *ZEROS)
+    assert nats == -np.inf, f"ln p is {nats}, expected -inf, the logarithm of 0: no path writes this"
+
+
 def test_viterbi_does_not_underflow_and_is_at_least_as_likely_as_sampled_paths():
     codes = np.tile(CODES, 200)
     path, nats = lesson.viterbi(codes, *ANY)
@@ -221,6 +235,17 @@ def test_nats_of_pieces_are_those_of_the_whole_text(piece, monkeypatch):
         with unchanged(codes=CODES, **ANY._asdict()):
             got = lesson.nats(ROOM, ANY, CODES[:n], CODES[n:])
         assert_close(got, want[n:], f"nats behind {n} letters, in pieces of {piece}", **EXACT, dtype=float)
+
+
+def test_nats_never_asks_for_more_than_a_piece(monkeypatch):
+    lengths = []
+
+    def forward(codes, *model):
+        lengths.append(len(codes))
+        return lesson.forward(codes, *model)
+    monkeypatch.setattr(lesson, "PIECE", 4)
+    lesson.nats(SimpleNamespace(forward=forward), ANY, CODES[:3], CODES[3:])
+    assert lengths == [4, 2], f"ops.forward got {lengths} letters; pieces of PIECE = 4 are 4 and 2"
 
 
 # what no exercise is about

@@ -134,6 +134,13 @@ def test_best_set_of_what_cannot_be_split_or_gains_nothing(table):
     assert not members.any(), f"members are {members.tolist()}, but nothing is gained"
 
 
+def test_best_set_of_equals_takes_the_first():
+    members, _ = lesson.best_set(3 * np.eye(3, dtype=int))
+    assert members.tolist() == [False, True, False], (
+        f"members {members.tolist()}, expected only the second: scores are 1, 0, 0, and both cuts gain the "
+        "same; equal scores stay in the order of the table, and the first of equal cuts is taken")
+
+
 def test_best_set_follows_the_three_steps(monkeypatch):
     """Each turn as the docstring has it, with loops. On these tables each step counts, and no order is near
     another."""
