@@ -58,12 +58,12 @@ def best_set(table):  # (V, V) -> (V,) bool, gain
 
         1. score(a): the share of rows[a] that is the most frequent character (of those equal, the first)
         2. cut: order by score, upward (equals in the table's order: kind="stable"); yes[j] = the sum of the
-           first j + 1 rows, no[j] = the rest; the first largest bits(total) - bits(yes) - bits(no) is the gain
+           first j + 1 rows, no[j] = the rest; gain: the first largest bits(total) - bits(yes) - bits(no)
         3. score(a) = sum_c rows[a, c] / n_a * log((yes(c) + q(c)) / (no(c) + q(c))), the sides of that cut:
            where next characters like those of a stand. q(c) = total(c) / n, lest one be 0
 
-    2 and 3 by turns, at most TURNS cuts, until one gains no more (by 1e-9) than the one before, or 0: then that
-    stays, or no members, 0.0; so too for less than two values. If only two characters can come next, the
+    2 and 3 by turns, at most TURNS cuts, until one gains no more (by 1e-9) than the one before, or 0: then
+    that stays, or no members, 0.0; so too for less than two values. If only two characters can come next, the
     best of all 2^V sets is one of these cuts."""
     seen, total = np.flatnonzero(table.any(axis=1)), table.sum(axis=0)
     members, gain = np.zeros(len(table), bool), 0.0
