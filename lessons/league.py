@@ -28,11 +28,11 @@ from lessons.texts import numbered, read_text, split
 PICTURE = Path("out/lessons/league.png")
 COUNTED = [("unigram", 1, False), ("bigram", 2, False),  # name, order, modified?
            *((f"Kneser-Ney {n}", n, False) for n in range(3, 7)),
-           ("modified Kneser-Ney 6", 6, True)]
-LINES = ["Kneser-Ney 6", "modified Kneser-Ney 6"]  # whom a GPT has to beat; the first is the picture's line
+           ("modified Kneser-Ney 6", 6, True), ("modified Kneser-Ney 7", 7, True)]
+LINES = ["Kneser-Ney 6", "modified Kneser-Ney 7"]  # whom a GPT has to beat; the first is the picture's line
 SAVED = [  # name, subject, file, what makes it
     ("HMM", "hmm", "out/hmm.npz", 'make lesson 3 ARGS="--train"'),
-    ("decision tree", "decision_tree", "out/tree.npz", 'make lesson 4 ARGS="--train"'),
+    ("decision trees", "decision_tree", "out/tree.npz", 'make lesson 4 ARGS="--train"'),
     ("RNN", "recurrent", "out/rnn.npz", 'make lesson 11 ARGS="--train rnn"'),
     ("LSTM", "recurrent", "out/lstm.npz", 'make lesson 11 ARGS="--train lstm"')]
 GPTS = [("GPT, three minutes", "out/shakespeare", "make train"),
