@@ -36,7 +36,10 @@ SAVED = [  # name, subject, file, what makes it
     ("RNN", "recurrent", "out/rnn.npz", 'make lesson 11 ARGS="--train rnn"'),
     ("LSTM", "recurrent", "out/lstm.npz", 'make lesson 11 ARGS="--train lstm"')]
 GPTS = [("GPT, three minutes", "out/shakespeare", "make train"),
-        ("GPT, half an hour", "out/thirty", 'make train ARGS="--steps 30000 --out out/thirty"')]
+        ("GPT, below ten minutes", "out/ten",
+         'make train ARGS="--block 128 --dropout 0.1 --steps 3600 --out out/ten"'),
+        ("GPT, below half an hour", "out/thirty",
+         'make train ARGS="--heads 6 --embd 192 --block 128 --dropout 0.15 --steps 6600 --out out/thirty"')]
 NANOGPT = 1.47 / math.log(2)  # its README's loss on this validation text, after three minutes on an A100
 
 
