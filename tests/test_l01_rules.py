@@ -349,14 +349,18 @@ def test_trees_of_three_ones_come_in_the_order_of_the_ways():
           [("S", one, ("S", one, one)), ("S", ("S", one, one), one)], "the trees")
 
 
-def test_trees_come_one_by_one():
-    """30 ones have 10^15 trees."""
+def test_trees_come_one_by_one(monkeypatch):
+    """9 ones have 1430 trees, the first of them 17 nodes."""
     rule, one = ONES
-    n = 30
+    n, made, original = 9, [], lesson.original
+    monkeypatch.setattr(lesson, "original", lambda *node: made.append(node) or original(*node))
     ways = {(i, j): {"S": [(one, j)] if j == i + 1 else [(rule, k) for k in range(i + 1, j)]}
             for i in range(n) for j in range(i + 1, n + 1)}
     first = next(iter(lesson.trees(ways, "S", 0, n)))
     equal((len(first), levels(first)), (3, n), "the first tree's size and depth")
+    assert len(made) < 40, (
+        f"{len(made)} nodes were made before the first tree came, which has 17: give each tree as soon as it is "
+        "made (yield), and put none into lists (itertools.product does)")
 
 
 # the best tree, as numbers
