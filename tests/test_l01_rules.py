@@ -359,8 +359,8 @@ def test_trees_come_one_by_one(monkeypatch):
     first = next(iter(lesson.trees(ways, "S", 0, n)))
     equal((len(first), levels(first)), (3, n), "the first tree's size and depth")
     assert len(made) < 40, (
-        f"{len(made)} nodes were made before the first tree came, which has 17: give each tree as soon as it is "
-        "made (yield), and put none into lists (itertools.product does)")
+        f"{len(made)} nodes were made before the first tree came, which has 17: give each as soon as it "
+        "is made (yield), and put none into lists (itertools.product does)")
 
 
 # the best tree, as numbers
