@@ -42,7 +42,7 @@ def gpt(folder):  # -> its name, (prompt, seed) -> text
     digest = hashlib.sha256(Path(folder, "model.safetensors").read_bytes()).hexdigest()
 
     def write(prompt, seed):
-        tokens = generate(devices.ops("cpu"), p, encode_prompt(tokenizer, prompt), CONTINUATION, 0.8, 40,
+        tokens = generate(devices.ops("cpu"), p, encode_prompt(tokenizer, prompt), CONTINUATION + 1, 0.8, 40,
                           seed=seed, threads=devices.cores())
         text = ""
         for piece in text_pieces(tokenizer, tokens):
@@ -158,9 +158,9 @@ def run(argv):
     args, text, given = parser.parse_args(argv), read_text("shakespeare"), answers()
     folder = args.model or best_model(text)
     name, write = gpt(folder) if folder else kneser_ney(text)
-    print(f"Lines that {name} has not learned from go on in two ways: its own, and the book's.")
-    if folder and seconds_of_training(folder, text) is None:
-        print("But it was trained on something else: it may have seen them.")
+    unsure = folder and seconds_of_training(folder, text) is None
+    seen = "may have seen, as it learned from something else," if unsure else "has not learned from"
+    print(f"Lines that {name} {seen} go on in two ways: its own, and the book's.")
     rounds(args.rounds, name, write, split(text)[1], given)
     if mine := [row for row in given if row["model"] == name]:
         print(f"\nAll rounds with {name} so far, in {SCORE}: {verdict(mine)}")

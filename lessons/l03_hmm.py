@@ -22,7 +22,7 @@ from lessons.errors import InputError
 from lessons.model_file import load_model
 
 PIECE = 1000  # letters that are worked on at a time: T x S numbers must be kept
-PRIOR = 0.5  # letters that each state has seen before, so to say
+PRIOR = 0.5  # moves that each state has made before, so to say; and it wrote one letter
 
 
 class HMM(NamedTuple):
@@ -158,7 +158,7 @@ def first_guess(codes, V, states, seed):  # -> HMM
 
 
 def train(ops, codes, V, states, rounds, seed=0):  # rounds: an iterable, so that a progress bar can watch
-    """Baum-Welch on pieces of the text. Nothing is impossible for a prior of PRIOR letters of each state."""
+    """Baum-Welch on pieces of the text. The prior, PRIOR moves of each state, keeps all moves possible."""
     model = first_guess(codes, V, states, seed)
     share = model.initial
     prior = HMM(share, PRIOR * np.tile(share, (states, 1)), model.emission)

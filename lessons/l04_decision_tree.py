@@ -197,4 +197,4 @@ def main(*argv):
     for grown in forest(ops, training, V, 3, 2000):
         model.append(grown)
         print(f"  {len(model)} of 2,000 leaves {score(model):7.3f}")
-    print('Ten of 20,000 leaves, on all of the text, below a minute: make lesson 4 ARGS="--train"')
+    print('Ten of 20,000 leaves, on the whole training text, below a minute: make lesson 4 ARGS="--train"')

@@ -5,6 +5,8 @@ The league of lesson 20 reads these files. The GPT has a folder of its own (run_
 import hashlib
 import math
 import os
+import tempfile
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from lessons.errors import InputError
 from lessons.l17_weights import write_atomically
 
 # What NumPy and zipfile raise for files of another kind, and for damaged ones.
-NO_MODEL = ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile
+NO_MODEL = ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, \
+    tokenize.TokenError
 
 
 def check_place(path):
@@ -22,6 +25,8 @@ def check_place(path):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # there is room for a file, and it may be made
         if path.exists():
             with np.load(path) as file:
                 if "sha256" not in file:

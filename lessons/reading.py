@@ -101,7 +101,7 @@ def show():
     fits = [parse(words)[0] > -np.inf for words in known]
     seconds, n, no_tree = time.perf_counter() - began, len(written), fits.count(False)
     met = [word in leaves for words in written for word in words]
-    print(f"\nThe grammar has {len(leaves)} tokens, {sum(met) / len(met):.0%} of all in the text. Of its "
+    print(f"\nThe grammar has {len(leaves)} tokens, {sum(met) / len(met):.0%} of all in its sentences. Of "
           f"{n:,} sentences\n{n - len(known):7,} have a token that it does not know: ",
           *next(words for words in written if words not in known))
     print(f"{no_tree:7,} have only such as it knows, and no tree:", *known[fits.index(False)])

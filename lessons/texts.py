@@ -42,7 +42,7 @@ def names():
 
 
 def split(text):  # str or array (n,) -> training, validation
-    """The last tenth of the characters is kept for validation: no model of this course learns from it."""
+    """The last tenth of the characters is kept for validation: no model of the league learns from it."""
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
 

@@ -50,8 +50,9 @@ def find_entities(text):  # -> [(kind, what was found), ...] in the order of the
 
 
 def sentences(text):  # -> [str, ...], in small letters
-    """What ends with . ! or ? is one. A line such as 'First Citizen:' says who speaks, and goes."""
-    spoken = re.sub(r"(?m)^[^\n:]+:$", "", text)
+    """What ends with . ! or ? is one. A line such as 'First Citizen:' behind an empty one says
+    who speaks, and goes."""
+    spoken = re.sub(r"(?:\A|(?<=\n\n))[^\n:]+:(?=\n|\Z)", "", text)
     return [" ".join(sentence.lower().split()) for sentence in re.findall("[^.!?]+[.!?]", spoken)]
 
 
@@ -72,6 +73,7 @@ def read_grammar(text):  # -> {symbol: {(part, ...): p}}
             if not parts or not weight:
                 raise InputError(f"the grammar's line {line.strip()!r} must be like A -> 3 B C | word, or "
                                  "A = word word; no right side is empty, no weight 0")
-            grammar.setdefault(symbol, {})[tuple(parts)] = weight
+            rules = grammar.setdefault(symbol, {})
+            rules[tuple(parts)] = rules.get(tuple(parts), 0) + weight
     return {symbol: {parts: weight / sum(rules.values()) for parts, weight in rules.items()}
             for symbol, rules in grammar.items()}

@@ -26,12 +26,12 @@ def main():
             bits.append(-likelihood / np.log(2) / len(codes))
         found.append((bits[-1], seed, model))
         print(f"  start {seed} ", *(f"{bits[n - 1]:7.3f}" for n in ROUNDS))
-    _, seed, model = min(found)
+    (_, seed, model), letters = min(found), alphabet.replace(" ", "_")
     print(f"No round is worse than the one before, yet some starts end worse. The best, {seed}, in percent:")
     for state, chances in enumerate(model.emission.T):
-        most = [f"{alphabet[v]} {100 * chances[v]:.0f}" for v in (-chances).argsort() if chances[v] > 0.005]
-        mine = [alphabet[v].replace(" ", "_") for v in np.flatnonzero(model.emission.argmax(axis=1) == state)]
-        print(f"  state {state}: {', '.join(most).replace('  ', '_ ')}")
+        most = [f"{letters[v]} {100 * chances[v]:.0f}" for v in (-chances).argsort() if chances[v] > 0.005]
+        mine = [letters[v] for v in np.flatnonzero(model.emission.argmax(axis=1) == state)]
+        print(f"  state {state}: {', '.join(most)}")
         print("    letters that it writes more often than the other:", *mine)
     path, _ = ops.viterbi([alphabet.index(letter) for letter in LINE], *model)
     print("Nobody told it of vowels. A line, its most probable states, and what the model writes itself:")

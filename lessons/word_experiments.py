@@ -108,7 +108,7 @@ def print_analogies(models, number):
 
 def draw_map(vectors, number):  # (V, D), {word: row} -> path
     """Two principal components of some words' vectors; each group of words has a colour. Of labels that would
-    lie on each other, each gives way a little, until none does."""
+    lie on each other, each gives way a little."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     groups = [[word for word in group.split() if word in number] for group in GROUPS]
@@ -139,7 +139,7 @@ def draw_map(vectors, number):  # (V, D), {word: row} -> path
 
 
 def part(boxes):  # (N, 4): left, bottom, right, top -> (N, 2), by how much each must move
-    """Two boxes that overlap go apart, half the way each, where the way is shorter; until none overlap."""
+    """Two boxes that overlap go apart, half the way each, where the way is shorter; at most 500 times."""
     boxes, moved = boxes.copy(), np.zeros((len(boxes), 2))
     for _ in range(500):
         low, high = boxes[:, None, :2], boxes[:, None, 2:]

@@ -95,6 +95,8 @@ def load(path, text):  # -> [Tree, ...], seconds of training
         counts = np.zeros((len(ask), V), np.int32)
         counts.ravel()[arrays["where"]] = arrays["counts"]
         ends = np.cumsum(arrays["sizes"])[:-1]
+        if (ask > 8).any() or len(members) != len(ask) or min(arrays["sizes"]) < 1:
+            raise ValueError("more than the last 8 characters, or a tree without nodes")
         split = [np.split(array, ends) for array in (ask, members, arrays["yes"], counts)]
         model = [Tree(*parts) for parts in zip(*split)]
         for tree in model:

@@ -166,7 +166,7 @@ def test_a_gpt_writes_the_other_lines(typed):
     assert re.fullmatch(r"out/mine [0-9a-f]{8}", name) and f"All rounds with {name}" in out
     assert "may have seen" not in out
     folder("elsewhere", 2.0, sha256="0" * 64)
-    assert "it may have seen them" in typed("", "--model", "elsewhere")
+    assert "may have seen, as it learned" in typed("", "--model", "elsewhere")
 
 
 def test_counting_writes_the_other_lines_where_no_gpt_is():

@@ -139,3 +139,24 @@ def test_a_place_is_checked_before_training(capsys):
     save(a=np.zeros(3))
     model_file.check_place(PATH)
     assert PATH.exists() and not capsys.readouterr().out
+
+
+def test_whatever_bit_is_changed_it_is_one_line_or_nothing():
+    save(a=np.arange(3.0))
+    whole = PATH.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 2):
+        PATH.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at // 2 % 8)]) + whole[at + 1:])
+        try:
+            model_file.load_model(PATH, "a text")
+        except InputError:
+            refused += 1
+    assert refused > len(whole) / 5, f"only {refused} of {len(whole) // 2} changes were noticed"
+
+
+def test_a_place_where_nothing_can_be_made_is_named_before_training(monkeypatch):
+    def full(dir):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(model_file.tempfile, "TemporaryFile", full)
+    with pytest.raises(InputError, match=r"out/hmm\.npz cannot be written: No space left"):
+        model_file.check_place(PATH)

@@ -17,7 +17,7 @@ i64 = np.int64
 
 
 def train_skipgram(words, vectors, table, window, negatives, rates, state):
-    """ValueError for what the kernel, which checks no index, would read or write out of bounds."""
+    """ValueError for words and places of the table that have no row: the kernel checks no index."""
     words, table = as_rows(words, vectors), as_rows(table, vectors)
     skipgram_pass(words, vectors, table, window, negatives, *map(float, rates), state)
 
