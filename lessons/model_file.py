@@ -16,8 +16,8 @@ from lessons.errors import InputError
 from lessons.l17_weights import write_atomically
 
 # What NumPy and zipfile raise for files of another kind, and for damaged ones.
-NO_MODEL = ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile, \
-    tokenize.TokenError
+NO_MODEL = (ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile,
+            tokenize.TokenError)
 
 
 def check_place(path):
