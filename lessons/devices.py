@@ -51,6 +51,13 @@ def ops(device):
     return SimpleNamespace(**table)
 
 
+def ops_with(subject):
+    """Those of the CPU, and those of one of the models before the transformer."""
+    kernels = module("cpu", subject)
+    return SimpleNamespace(**vars(ops("cpu")),
+                           **{name: getattr(kernels, name) for name in BEFORE[subject][1]})
+
+
 def cores():
     """How many of the machine's this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The ladders of lesson 26: versions of one computation, checked, then counted or timed.
+"""The ladders of lesson 26: versions of one computation, checked, then timed.
 
 A ladder is a list of versions, each a function that launches kernels and returns the result. The lesson shows
-them: on a GPU by seconds(), without one by count(), in the simulator; tests/benchmarks/gpu.py compares the
+them: on a GPU by seconds(), without one by what gpu_count.py counts; tests/benchmarks/gpu.py compares the
 last one of each with PyTorch. Sizes are arguments: thousands on a GPU, dozens in the simulator.
 
 least bytes: what must move between memory and processors if everything is read and written once.
@@ -14,15 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.cuda import attention, first_steps, layernorm, matmul, optimizers, vectors
+from kernels.cuda import attention, first_steps, layernorm, matmul, optimizers
 from kernels.cuda.compiled import blocks_for, cuda, f32, stream
 from kernels.cuda.memory import empty, on_gpu
-from lessons import gpu_or_simulator
-from lessons.l26_gpu import LANES, SECTOR, WORD, bank_turns, roofline, sectors
+from lessons.l26_gpu import roofline
 
 CLOSE = 1e-4  # the largest error, relative to the largest number: a wrong kernel is off by far more
-FIRST = vectors.load4.__code__.co_firstlineno
-VECTOR_LINES = range(FIRST, FIRST + 3)  # in the simulator load4 reads one number after another
 
 
 class Ladder(NamedTuple):
@@ -201,49 +198,3 @@ def climb_all():  # -> figure: what the limits allow, what was reached
     panel.set(xlabel="FLOPs for each byte that must move", ylabel="FLOP/s")
     panel.legend()
     return figure
-
-
-# in the simulator
-
-
-class Count(NamedTuple):
-    read: int  # numbers that threads ask global memory for
-    written: int
-    sectors_read: int  # that are sent for it
-    sectors_written: int
-    needed: float  # of the bytes sent, those that were asked for
-    turns: int  # of shared memory
-
-    @property
-    def sectors(self):
-        return self.sectors_read + self.sectors_written
-
-
-def requests(trace):  # -> {(memory, array, writes, block, warp, line, visit): addresses of up to 32 threads}
-    """A warp asks for what its threads want at once. Four numbers by load4 are one request."""
-    found = {}
-    for a in trace:
-        visit = a.visit // vectors.WIDTH if a.line in VECTOR_LINES else a.visit
-        key = a.memory, a.name, a.writes, a.block, a.thread // LANES, a.line, visit
-        found.setdefault(key, []).append(a.address)
-    return found
-
-
-def count(requests):  # -> Count
-    numbers, touched, asked, turns = [0, 0], [0, 0], 0, 0
-    for (memory, _, writes, *_), addresses in requests.items():
-        if memory == "shared":
-            turns += bank_turns(addresses)
-        else:
-            numbers[writes] += len(addresses)
-            touched[writes] += sectors(addresses)
-            asked += WORD * len(set(addresses))
-    return Count(*numbers, *touched, asked / (SECTOR * sum(touched)), turns)
-
-
-def counted(ladder, name):  # -> Count, requests
-    """Of one version, which is checked first. In the simulator only."""
-    with gpu_or_simulator.tracing() as trace:
-        check(ladder, name)
-    found = requests(trace)
-    return count(found), found

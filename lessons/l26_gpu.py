@@ -150,7 +150,7 @@ def draw(requests, arrays, panels, version):
         panel.set(xlabel="thread of the warp", ylabel="address, bytes")
 
 
-def count_all(ladder):
+def count_all(ladder, counted):
     """Who asks for what: two tables, and a picture of eight panels."""
     from matplotlib.figure import Figure
     figure, moved = Figure(figsize=(17, 7), layout="constrained"), [("x", False), ("out", True)]
@@ -160,7 +160,7 @@ def count_all(ladder):
     for i, rungs in enumerate([ladder.transposes(64, 64), ladder.layernorms(32, 64)]):
         print(rungs.title)
         for j, name in enumerate(rungs.versions):
-            c, requests = ladder.counted(rungs, name)
+            c, requests = counted(rungs, name)
             print(f"  {name:20}{c.read:8,} {c.written:8,} {c.sectors:11,} {c.needed:8.0%} {c.turns:10,} "
                   f"{SECTOR * c.sectors / rungs.moved:12.1f}")
             if i == 0:
@@ -169,7 +169,7 @@ def count_all(ladder):
     print(f"{rungs.title}\n{'':22} numbers    sectors     shared   FLOPs for a   an H100 allows\n"
           f"{'':22}    read       read      turns     byte read          TFLOP/s")
     for j, name in enumerate(list(rungs.versions)[:3]):
-        c, requests = ladder.counted(rungs, name)
+        c, requests = counted(rungs, name)
         reached, bound = roofline(rungs.flops, SECTOR * c.sectors_read, PEAK, BANDWIDTH)
         print(f"  {name:20}{c.read:8,} {c.sectors_read:10,} {c.turns:10,} "
               f"{rungs.flops / SECTOR / c.sectors_read:13.1f} {reached / 1e12:16.1f} ({bound})")
@@ -190,7 +190,8 @@ def main():
     from lessons import gpu_ladder
     if why:
         print(f"Counted in the simulator, since {why}.")
-    figure = count_all(gpu_ladder) if why else gpu_ladder.climb_all()
+        from lessons.gpu_count import counted
+    figure = count_all(gpu_ladder, counted) if why else gpu_ladder.climb_all()
     Path("out/lessons").mkdir(parents=True, exist_ok=True)
     figure.savefig("out/lessons/gpu.png", dpi=80)
     print("picture: out/lessons/gpu.png")

@@ -1,4 +1,4 @@
-"""The league of lesson 20: every language model of the course on one text, in one unit, table and picture.
+"""The league of lesson 20: every language model of the course on one text, in one unit.
 
 Each predicts the last tenth of data/shakespeare.txt, every character from what precedes it, and has learned
 from the rest. n-grams are counted here, as it takes no time; the others are read from out/, where their
@@ -9,21 +9,19 @@ import lzma
 import math
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from lessons import devices
 from lessons.errors import InputError, Parser
 from lessons.generation_run import load
 from lessons.l16_gpt import count_parameters
-from lessons.l20_evaluation import bits_per_character, perplexity, total_nats
-from lessons.model_file import checksum
+from lessons.l20_evaluation import bits_per_character, total_nats
+from lessons.league_display import draw, duel, table
 from lessons.run_folder import read_log, stopped_run
-from lessons.texts import numbered, read_text, split
+from lessons.texts import checksum, numbered, read_text, split
 
 PICTURE = Path("out/lessons/league.png")
 COUNTED = [("unigram", 1, False), ("bigram", 2, False),  # name, order, modified?
@@ -40,7 +38,6 @@ GPTS = [("GPT, three minutes", "out/shakespeare", "make train"),
          'make train ARGS="--block 128 --dropout 0.1 --steps 3600 --out out/ten"'),
         ("GPT, below half an hour", "out/thirty",
          'make train ARGS="--heads 6 --embd 192 --block 128 --dropout 0.15 --steps 6600 --out out/thirty"')]
-NANOGPT = 1.47 / math.log(2)  # its README's, on an A100: the same plays, in the edition of tiny Shakespeare
 
 
 class Row(NamedTuple):
@@ -95,9 +92,7 @@ def counted(name, order, modified, codes):
 
 
 def saved(name, subject, path, text):
-    lesson, kernels = devices.module("numpy", subject), devices.module("cpu", subject)
-    ops = SimpleNamespace(**vars(devices.ops("cpu")),
-                          **{op: getattr(kernels, op) for op in devices.BEFORE[subject][1]})
+    lesson, ops = devices.module("numpy", subject), devices.ops_with(subject)
     model, seconds = lesson.load(path, text)
 
     def nats(before, codes):
@@ -153,72 +148,6 @@ def league(text, folders, tell):  # folders: {name: GPT's folder} -> [Row, ...],
     return sorted(rows, key=lambda row: -row.bits), problems
 
 
-def table(rows):
-    """One line each, as rich prints it."""
-    lines = Table(box=None, pad_edge=False, collapse_padding=True)
-    lines.add_column("", overflow="fold")
-    for title in ("counts or\nparameters", "seconds of\ntraining", "bits a\ncharacter", "perplexity",
-                  "characters\na second"):
-        lines.add_column(title, justify="right")
-    for row in rows:
-        speed = row.speed and float(f"{row.speed:.2g}")  # no clock knows more
-        numbers = row.size, row.seconds, row.bits, perplexity(row.bits * math.log(2), 1), speed
-        formats = ",d", ".2g" if (row.seconds or 0) < 10 else ",.0f", ".3f", ".2f", ",.0f"
-        lines.add_row(escape(row.name), *("" if x is None else format(x, how)
-                                  for x, how in zip(numbers, formats, strict=True)))
-    return lines
-
-
-def duel(row, counted):  # a GPT's Row, [Row, ...] of those it is to beat -> a sentence
-    """How long did it have to learn until its log has fewer bits than each of these?"""
-    said = []
-    for other in counted:
-        after = next((f"after {seconds:,.0f} s" for seconds, bits in row.log if bits < other.bits), "never")
-        said.append(f"{other.name} ({other.bits:.3f}) {after}")
-    return f"{row.name} passes {', '.join(said)} (its log, in blocks side by side)"
-
-
-def draw(rows, path):
-    """Bits against seconds of training, and how each GPT came there."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    axes, points = figure.subplots(), [row for row in rows if row.seconds]
-    for row in points:
-        point, = axes.plot(row.seconds, row.bits, "o", zorder=3)
-        if row.log:
-            axes.plot(*zip(*row.log, strict=True), color=point.get_color(), lw=1)
-    for row, (x, y) in zip(points, places([(row.seconds, row.bits) for row in points]), strict=True):
-        axes.annotate(f"{row.name}, {row.bits:.3f}", (row.seconds, row.bits), (x, y), fontsize="small",
-                      va="center", arrowprops={"arrowstyle": "-", "lw": 0.5, "shrinkA": 0},
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})
-    for row in rows:
-        if row.name == LINES[0]:
-            axes.axhline(row.bits, color="black", ls="--", lw=1, label=f"{row.name}: {row.bits:.3f}")
-    axes.axhline(NANOGPT, color="black", ls=":", lw=1, label=f"nanoGPT, minutes on a GPU,\n"
-                 f"another edition: {NANOGPT:.2f}")
-    axes.plot([], [], color="gray", lw=1, label="a GPT as it learns, scored in blocks side by side\n"
-              "(its point at the end: in overlapping windows)")
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="bits a character")
-    axes.set_xlim(right=axes.get_xlim()[1] * 6)  # the labels need room
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
-def places(points):  # [(seconds, bits), ...] -> where their labels go, so that none lies on another
-    """To the right of its point, and higher until no label is in the way: about a factor of 20 in seconds
-    wide and 0.07 bits high. The best model chooses first."""
-    taken = {}
-    for x, y in sorted(points, key=lambda point: point[1]):
-        left, height = x * 1.2, y
-        near = [b for a, b in taken.values() if abs(math.log(left / a)) < math.log(20)]
-        while any(abs(height - b) < 0.07 for b in near):
-            height += 0.01
-        taken[x, y] = left, height
-    return [taken[point] for point in points]
-
-
 def missing():
     """What is not trained yet -> [(name, command that does it), ...]"""
     there = [(name, path, command) for name, _, path, command in SAVED] + GPTS
@@ -265,5 +194,5 @@ def run(argv):
     for line in [*(duel(row, counted) for row in rows if row.log and counted), *damaged, *problems,
                  *(f"{name}: not trained yet: {command}" for name, command in missing())]:
         print(line)
-    draw(rows, PICTURE)
+    draw(rows, LINES[0], PICTURE)
     print(f"picture: {PICTURE}")

@@ -2,9 +2,7 @@
 
 The league of lesson 20 reads these files. The GPT has a folder of its own (run_folder.py).
 """
-import hashlib
 import math
-import os
 import tempfile
 import tokenize
 import zipfile
@@ -14,6 +12,8 @@ import numpy as np
 
 from lessons.errors import InputError
 from lessons.l17_weights import write_atomically
+from lessons.run_folder import set_aside
+from lessons.texts import checksum
 
 # What NumPy and zipfile raise for files of another kind, and for damaged ones.
 NO_MODEL = (ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile,
@@ -43,9 +43,7 @@ def save_model(path, text, seconds, **arrays):
     path = Path(path)
     check_place(path)
     if path.exists():
-        aside = next(name for n in range(1, 10**6) if not (name := Path(f"{path}.{n}")).exists())
-        os.rename(path, aside)
-        print(f"The earlier model is kept as {aside}.")
+        print(f"The earlier model is kept as {set_aside(path)}.")
 
     def write(temporary):
         with open(temporary, "wb") as file:  # savez would put .npz behind a name
@@ -68,7 +66,3 @@ def load_model(path, text):  # -> {name: array}, seconds of training
     if digest != checksum(text):
         raise InputError(f"{path} learned from another text: train anew, or move it away")
     return arrays, seconds
-
-
-def checksum(text):
-    return hashlib.sha256(text.encode()).hexdigest()

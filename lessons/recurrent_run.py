@@ -2,7 +2,6 @@
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from lessons import devices
 from lessons.errors import InputError, Parser, non_negative_int, positive_int
 from lessons.l10_optimizers import clip_scale, warmup_cosine
 from lessons.l11_recurrent import model_forward, nats, stretches, window_gradient
+from lessons.l18_training import share
 from lessons.model_file import check_place, save_model
 from lessons.recurrent_parameters import GATES, init_parameters, load, parameters, shapes, start_state, views
 from lessons.texts import numbered, read_text, split
@@ -35,17 +35,6 @@ RECIPES = {"lstm": Recipe(256, 2, 32, 64, 3000, 5e-3), "rnn": Recipe(512, 2, 32,
 MINUTES = "six minutes"  # on two cores, each of the two
 
 
-def operations():
-    """The CPU's kernels of lessons 10 and 11."""
-    recurrent = devices.module("cpu", "recurrent")
-    steps = {name: getattr(recurrent, name) for name in devices.BEFORE["recurrent"][1]}
-    return SimpleNamespace(**vars(devices.ops("cpu")), **steps)
-
-
-def share(n, i):  # the i-th of THREADS slices of range(n)
-    return slice(n * i // THREADS, n * (i + 1) // THREADS)
-
-
 def train(ops, kind, codes, V, recipe, seed=0):
     """Yields the model, the loss in nats a letter and the gradient's norm of each step. The rows of a batch
     read on through the text, each its own stretch, and at its end begin again. Each thread goes forward and
@@ -58,17 +47,17 @@ def train(ops, kind, codes, V, recipe, seed=0):
     columns, states = stretches(codes, rows), [None] * THREADS
 
     def gradient(start, i):
-        mine = columns[start:start + T + 1, share(rows, i)]
+        mine = columns[start:start + T + 1, share(0, rows, i, THREADS)]
         before = states[i] if start else start_state(model, mine.shape[1])
         loss, states[i] = window_gradient(ops, model, mine, before, T * rows, gradients[i])
         return loss
 
     def norm_squared(i):
-        part = share(flat.size, i)
+        part = share(0, flat.size, i, THREADS)
         return ops.gradient_norm_squared(grads, part.start, part.stop)
 
     def update(step, scale, i):
-        part, lr = share(flat.size, i), warmup_cosine(step, steps, WARMUP, rate, rate / 50)
+        part, lr = share(0, flat.size, i, THREADS), warmup_cosine(step, steps, WARMUP, rate, rate / 50)
         ops.adamw(flat[part], grads[0, part], m[part], v[part], lr, *BETAS, EPS, 0.0, step, scale)
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -98,7 +87,7 @@ def write(ops, model, alphabet, prompt, length, seed=0, temperature=0.7):  # -> 
 
 def demonstrate():
     """An LSTM learns for a few seconds; then what out/lstm.npz writes, if it is there."""
-    text, ops = read_text("shakespeare"), operations()
+    text, ops = read_text("shakespeare"), devices.ops_with("recurrent")
     codes, alphabet = numbered(text)
     training, validation = split(codes)
     recipe = RECIPES["lstm"]._replace(hidden=64, layers=1, steps=100, lr=2e-2)
@@ -127,7 +116,7 @@ def main(argv):
         parser.error("the other options need --train")
     out = args.out or f"out/{args.train}.npz"
     check_place(out)
-    recipe, text, ops = RECIPES[args.train], read_text("shakespeare"), operations()
+    recipe, text, ops = RECIPES[args.train], read_text("shakespeare"), devices.ops_with("recurrent")
     recipe = recipe._replace(steps=args.steps or recipe.steps)
     codes, alphabet = numbered(text)
     training, validation = split(codes)

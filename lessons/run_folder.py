@@ -31,16 +31,22 @@ def new_folder(out):
             if not {path.name.removesuffix(".tmp") for path in out.iterdir()} <= FILES:
                 raise InputError(f"--out {out} holds files of no training run: choose another folder")
             with held(out):
-                path = out.absolute()
-                numbered = (path.with_name(f"{path.name}.{n}") for n in range(1, 10**6))
-                aside = next(name for name in numbered if not name.exists())
-                path.rename(aside)
-            print(f"The earlier run in {out} is kept as {os.path.relpath(aside)}.")
+                aside = set_aside(out)
+            print(f"The earlier run in {out} is kept as {aside}.")
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"--out {out}: a file is in the way; choose another folder") from None
     except OSError as problem:
         raise InputError(f"{out} cannot be written: {problem.strerror}; choose another --out") from None
+
+
+def set_aside(path):  # -> its new name
+    """A file or folder gets .1, .2, ... behind its name, whichever is free first: nothing is overwritten."""
+    path = path.absolute()
+    numbered = (path.with_name(f"{path.name}.{n}") for n in range(1, 10**6))
+    aside = next(name for name in numbered if not name.exists())
+    path.rename(aside)
+    return os.path.relpath(aside)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The texts that come with the course, by name, and any other text file."""
 import codecs
+import hashlib
 import pathlib
 
 import numpy as np
@@ -39,6 +40,10 @@ def read_text(name):
 
 def names():
     return sorted(path.stem for path in DATA.glob("*.txt"))
+
+
+def checksum(text):  # -> str: by it a model remembers which text it learned
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split(text):  # str or array (n,) -> training, validation

@@ -1,11 +1,9 @@
 """What a training reads: a text becomes tokens to learn from, and tokens to judge the model by."""
-import hashlib
-
 import numpy as np
 
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
-from lessons.texts import read_text, split
+from lessons.texts import checksum, read_text, split
 from lessons.tokenizer_json import gpt2_tokenizer
 
 
@@ -36,7 +34,7 @@ def read_tokens(settings, tokenizer, out):  # -> Tokenizer, training (n,), valid
 
 def same(settings, name, text):
     """Is it the text whose checksum settings have under that name? They get it if they have none yet."""
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = checksum(text)
     return settings.setdefault(name, digest) == digest
 
 

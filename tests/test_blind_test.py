@@ -9,10 +9,9 @@ from lessons import blind_test
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer
 from lessons.l17_weights import save_model, save_state
-from lessons.model_file import checksum
 from lessons.parameters import Config, init_parameters
 from lessons.run_folder import HEADER
-from lessons.texts import split
+from lessons.texts import checksum, split
 
 LINES = [f"{'the old man and the sea'[:5 + k % 19]} number {k},\n" for k in range(1000)]  # no two are equal
 TEXT = "".join(LINES)

@@ -7,6 +7,7 @@ import pytest
 from kernels.cuda import matmul
 from kernels.cuda.compiled import cuda
 from kernels.cuda.memory import on_gpu
+from lessons import gpu_count
 from lessons import gpu_ladder as ladder
 from lessons import l26_gpu as lesson
 
@@ -36,21 +37,21 @@ def test_a_wrong_version_is_neither_counted_nor_timed(wrong):
 def test_a_product_reads_and_writes_what_the_lesson_says(version, side):
     M, N, K = 20, 36, 4
     rungs = ladder.products(M, N, K)
-    c, _ = ladder.counted(rungs, list(rungs.versions)[version])
+    c, _ = gpu_count.counted(rungs, list(rungs.versions)[version])
     assert 4 * (c.read + c.written) == lesson.matmul_bytes(M, N, K, side, side)
 
 
 @simulated
 def test_what_is_counted():
-    naive, tiles = (ladder.counted(ladder.transposes(32, 32), name)[0] for name in ("naive", "tiles"))
-    assert naive == ladder.Count(1024, 1024, 128, 1024, needed=256 / 1152, turns=0)
-    assert tiles == ladder.Count(1024, 1024, 128, 128, needed=1.0, turns=64)
+    naive, tiles = (gpu_count.counted(ladder.transposes(32, 32), name)[0] for name in ("naive", "tiles"))
+    assert naive == gpu_count.Count(1024, 1024, 128, 1024, needed=256 / 1152, turns=0)
+    assert tiles == gpu_count.Count(1024, 1024, 128, 128, needed=1.0, turns=64)
     assert naive.sectors == 1152
 
 
 @simulated
 def test_four_numbers_by_one_instruction_are_one_request():
-    c, _ = ladder.counted(ladder.products(32, 32, 8), "registers, 32")
+    c, _ = gpu_count.counted(ladder.products(32, 32, 8), "registers, 32")
     assert c.sectors_read == 2 * 32 * 8 * 4 / 32, "each number of a and b, once"
 
 
@@ -103,7 +104,7 @@ def test_what_is_shown_with_a_gpu(monkeypatch, capsys):
 @simulated
 def test_what_is_shown_without_a_gpu(monkeypatch, capsys):
     make_small(monkeypatch, SMALL | {"transposes": (32, 32), "layernorms": (2, 32)})
-    figure = lesson.count_all(ladder)
+    figure = lesson.count_all(ladder, gpu_count.counted)
     out = capsys.readouterr().out.splitlines()
     assert out[3] == "  naive                  1,024    1,024       1,152      22%          0          4.5"
     assert out[4] == "  tiles                  1,024    1,024         256     100%         64          1.0"

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lessons import devices, recurrent_gradients, recurrent_run
 from lessons import l11_recurrent as lesson
-from lessons import recurrent_gradients, recurrent_run
 from lessons.errors import InputError
 from lessons.recurrent_parameters import init_parameters, load, parameters, shapes, start_state, views
 from lessons.texts import split
@@ -386,7 +386,7 @@ def test_training_learns_saves_and_is_read_back(kind, small, capsys):
 def test_training_begins_a_new_walk_with_a_new_state(small):
     codes = np.unique(list(TEXT), return_inverse=True)[1][:4 * 17]  # a walk is one window
     recipe = recurrent_run.RECIPES["lstm"]._replace(steps=3, lr=0.0)
-    steps = recurrent_run.train(recurrent_run.operations(), "lstm", codes, 12, recipe)
+    steps = recurrent_run.train(devices.ops_with("recurrent"), "lstm", codes, 12, recipe)
     losses = [loss for _, loss, _ in steps]
     assert_close(losses, [losses[0]] * 3, "losses of a model that does not change, of the same window", 1e-6)
 

@@ -230,8 +230,8 @@ def test_the_demonstration_without_a_gpu(tmp_path):
     code = """if True:
         from lessons import l26_gpu as lesson
         from matplotlib.figure import Figure
-        lesson.count_all = lambda ladder: (
-            print(ladder.counted(ladder.products(8, 8, 8), "naive")[0]) or Figure())
+        lesson.count_all = lambda ladder, counted: (
+            print(counted(ladder.products(8, 8, 8), "naive")[0]) or Figure())
         lesson.main()"""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES="-1")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True,

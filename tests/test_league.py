@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lessons import devices, league
+from lessons import devices, league, league_display
 from lessons.errors import InputError
 from lessons.l05_tokenizer import char_tokenizer, train_bpe
 from lessons.l16_gpt import count_parameters, gpt_forward
 from lessons.l17_weights import save_model, save_state
-from lessons.model_file import checksum
 from lessons.parameters import Config, init_parameters
 from lessons.run_folder import HEADER
+from lessons.texts import checksum
 from tests.close import assert_close
 
 NUMPY = devices.ops("numpy")
@@ -190,14 +190,14 @@ def test_a_log_that_cannot_be_read_is_an_empty_one():
 def test_a_duel_tells_when_the_log_falls_below_each():
     row = league.Row("GPT", 1, 12.5, 1.7, 1.0, [(5, 4.5), (9, 2.9), (12.5, 1.8)])
     others = [league.Row(name, 1, 1, bits, 1) for name, bits in (("A", 2.9), ("B", 3.0), ("C", 1.75))]
-    assert league.duel(row, others).startswith("GPT passes A (2.900) after 12 s, B (3.000) after 9 s, "
-                                               "C (1.750) never (its log")
+    said = league_display.duel(row, others)
+    assert said.startswith("GPT passes A (2.900) after 12 s, B (3.000) after 9 s, C (1.750) never (its log")
 
 
 @pytest.mark.parametrize("points", [[(1, 2.0), (1.5, 2.01), (2, 2.0), (1, 2.3)],
                                     [(10.0**k, 2.0) for k in range(4)]])
 def test_labels_lie_beside_their_points_and_not_on_each_other(points):
-    labels = league.places(points)
+    labels = league_display.places(points)
     for (x, y), (left, height) in zip(points, labels, strict=True):
         assert x < left < 2 * x and y <= height < y + 0.07 * len(points)
     for (a, b), (c, d) in itertools.combinations(labels, 2):
@@ -222,7 +222,7 @@ def test_main_prints_table_duel_what_is_missing_and_the_picture(capsys):
 
 
 def test_main_marks_a_named_folder_that_may_have_seen_the_text(monkeypatch, capsys):
-    monkeypatch.setattr(league, "draw", lambda rows, path: None)
+    monkeypatch.setattr(league, "draw", lambda rows, line, path: None)
     folder("out/shakespeare", char_tokenizer(TEXT))
     folder("out/other", char_tokenizer(TEXT), sha256="0" * 64)
     out = run(capsys, "out/other")

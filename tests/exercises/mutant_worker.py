@@ -90,7 +90,7 @@ def work(lesson, file, kinds, part, parts, plain):  # -> [{"lesson", "name", "ki
         Dispatcher.enable_caching = lambda self: None  # on disk lies the right function, and its callers
     worker = Worker(files_of(sheet()[lesson])[file], kinds, slice(part, None, parts))
     code = pytest.main([file_of_tests(file), "-o", "addopts=", "-s", "-p", "no:terminal",
-                        "-p", "no:cacheprovider"], plugins=[worker])
+                        "-p", "no:cacheprovider", "-p", "no:faulthandler"], plugins=[worker])
     if worker.results is None:
         raise RuntimeError(f"{file_of_tests(file)} cannot be collected, or not run: {code!r}")
     return worker.results

@@ -75,6 +75,10 @@ def summary(results):
             killed = len(counted) - len(alive)
             print(f"{kind}: {killed} of {len(counted)} killed, {killed / len(counted):.1%}; "
                   f"{len(all_of_kind) - len(counted)} more are no mistakes")
+        for result in all_of_kind:
+            if result["killed"] and excused(result):
+                print(f"  listed as no mistake, yet killed: {result['lesson']}.{result['name']}\n"
+                      f"    {result['mutant']}")
         for result in alive:
             mutant = json.dumps(result["mutant"], ensure_ascii=False)
             print(f"  survives: {result['lesson']}.{result['name']}\n    mutant = {mutant}")
