@@ -11,6 +11,7 @@ import pytest
 from kernels.cpu import word_vectors as cpu
 from kernels.cpu.compiled import kernel
 from tests.close import assert_close, unchanged
+from tests.skipgram_oracle import stepped, walk
 
 f32, i32 = np.float32, np.int32
 near = {"rtol": 1e-4, "atol": 2e-5}  # what float32 can do
@@ -20,10 +21,6 @@ TABLE = np.array([3, 0, 1, 1, 4, 2, 0, 3], i32)
 def normal(*shapes, seed=7):  # float32
     g = np.random.default_rng(seed)
     return [g.normal(size=shape).astype(f32) for shape in shapes]
-
-
-def sigmoid(s):
-    return 1 / (1 + math.exp(-s))
 
 
 # `inlined` functions are compiled into their caller: here is one for each.
@@ -59,15 +56,6 @@ def test_dot_is_a_float32():
 # step
 
 
-def stepped(v, outputs, targets, rate):  # the same in float64
-    v, outputs = v.astype(float), outputs.astype(float)
-    g = [rate * ((k == 0) - sigmoid(v @ outputs[t])) for k, t in enumerate(targets)]
-    after = v + sum(x * outputs[t] for x, t in zip(g, targets))
-    for x, t in zip(g, targets):
-        outputs[t] += x * v
-    return after, outputs
-
-
 @pytest.mark.parametrize("targets", [[2], [0, 3], [4, 1, 0], [1, 3, 2, 3, 3]],
                          ids=["nothing drawn", "one", "two", "a word that is drawn three times"])
 @pytest.mark.parametrize("D", [1, 9])
@@ -91,29 +79,10 @@ def test_step_needs_no_large_number_to_stay_finite():
 # skipgram_pass
 
 
-def walk(words, vectors, table, window, negatives, start, end, seed):
-    vectors = vectors.astype(float)
-
-    def pick(n):
-        nonlocal seed
-        seed = seed * 48271 % (2**31 - 1)
-        return seed * n // 2**31
-
-    for i, word in enumerate(words):
-        reach = 1 + pick(window)
-        rate = start + (end - start) * i / len(words)
-        for j, other in enumerate(words):
-            if j != i and abs(j - i) <= reach:
-                drawn = [table[pick(len(table))] for _ in range(negatives)]
-                targets = [other] + [t for t in drawn if t != other]
-                vectors[0, word], vectors[1] = stepped(vectors[0, word], vectors[1], targets, rate)
-    return vectors, seed
-
-
 @pytest.mark.parametrize("window, negatives", [(1, 1), (3, 2), (5, 6)])
 def test_skipgram_pass(window, negatives):
     words, (vectors,) = np.array([0, 1, 2, 0, 3, 3, 4, 1, 0], i32), normal((2, 5, 3))
-    want, seed = walk(words, vectors, TABLE, window, negatives, 0.5, 0.1, 12345)
+    want, seed = walk(words, vectors, TABLE, window, negatives, (0.5, 0.1), 12345)
     state = np.array([12345])
     with unchanged(words=words, table=TABLE):
         cpu.skipgram_pass(words, vectors, TABLE, window, negatives, 0.5, 0.1, state)
@@ -124,7 +93,7 @@ def test_skipgram_pass(window, negatives):
 
 def test_skipgram_pass_leaves_out_a_drawn_word_that_is_the_true_neighbour():
     words, (vectors,), table = np.array([0, 1], i32), normal((2, 2, 4)), np.array([1], i32)
-    want, _ = walk(words, vectors, table, 1, 2, 0.5, 0.5, 1)
+    want, _ = walk(words, vectors, table, 1, 2, (0.5, 0.5), 1)
     cpu.skipgram_pass(words, vectors, table, 1, 2, 0.5, 0.5, np.array([1]))
     assert_close(vectors, want, "vectors, where only word 1 is ever drawn", **near)
 

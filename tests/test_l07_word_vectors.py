@@ -7,6 +7,7 @@ import pytest
 from lessons import l07_word_vectors as lesson
 from lessons import word_experiments
 from tests.close import assert_close, numeric_grad, unchanged
+from tests.skipgram_oracle import sigmoid, walk
 
 TABLE = np.array([3, 0, 1, 1, 4, 2, 0, 3], np.int32)
 
@@ -14,10 +15,6 @@ TABLE = np.array([3, 0, 1, 1, 4, 2, 0, 3], np.int32)
 def normal(*shapes, seed=7):
     g = np.random.default_rng(seed)
     return [g.normal(size=shape) for shape in shapes]
-
-
-def sigmoid(s):
-    return 1 / (1 + math.exp(-s))
 
 
 # keep_probability
@@ -115,37 +112,12 @@ def test_draw_follows_park_and_miller():
 # train_skipgram
 
 
-def walk(words, vectors, table, window, negatives, rates, state):
-    """The same in the plainest way, with a random generator of its own writing."""
-    vectors, seed = vectors.copy(), int(state[0])
-
-    def pick(n):
-        nonlocal seed
-        seed = seed * 48271 % (2**31 - 1)
-        return seed * n // 2**31
-
-    for i, word in enumerate(words):
-        reach = 1 + pick(window)
-        rate = rates[0] + (rates[1] - rates[0]) * i / len(words)
-        for j, near in enumerate(words):
-            if j == i or abs(j - i) > reach:
-                continue
-            others = [table[pick(len(table))] for _ in range(negatives)]
-            pairs = [(near, 1)] + [(other, 0) for other in others if other != near]
-            v = vectors[0, word].copy()
-            gains = [rate * (truth - sigmoid(v @ vectors[1, target])) for target, truth in pairs]
-            vectors[0, word] += sum(g * vectors[1, target] for g, (target, _) in zip(gains, pairs))
-            for g, (target, _) in zip(gains, pairs):
-                vectors[1, target] += g * v
-    return vectors, seed
-
-
 @pytest.mark.parametrize("window, negatives", [(1, 1), (3, 2), (5, 6)])
 def test_train_skipgram(window, negatives):
     words = np.array([0, 1, 2, 0, 3, 3, 4, 1, 0], np.int32)
     vectors, = normal((2, 5, 3))
     state = np.array([12345])
-    want, seed = walk(words, vectors, TABLE, window, negatives, (0.5, 0.1), state)
+    want, seed = walk(words, vectors, TABLE, window, negatives, (0.5, 0.1), 12345)
     with unchanged(words=words, table=TABLE):
         lesson.train_skipgram(words, vectors, TABLE, window, negatives, (0.5, 0.1), state)
     assert_close(state, [seed], "state, which says how many numbers were drawn")
@@ -158,7 +130,7 @@ def test_train_skipgram_lets_its_rate_fall():
     still = vectors.copy()
     lesson.train_skipgram(words, still, TABLE, 2, 2, (0, 0), np.array([5]))
     assert_close(still, vectors, "vectors, after a walk of rate 0")
-    want, _ = walk(words, vectors, TABLE, 2, 2, (1, 0), [5])
+    want, _ = walk(words, vectors, TABLE, 2, 2, (1, 0), 5)
     lesson.train_skipgram(words, vectors, TABLE, 2, 2, (1, 0), np.array([5]))
     assert_close(vectors, want, "vectors, after a walk from rate 1 to 0")
 
@@ -166,7 +138,7 @@ def test_train_skipgram_lets_its_rate_fall():
 def test_train_skipgram_moves_a_word_twice_that_is_drawn_twice():
     vectors, = normal((2, 3, 4))
     words, table = np.array([0, 1], np.int32), np.array([2], np.int32)  # each draw is word 2
-    want, _ = walk(words, vectors, table, 1, 3, (0.5, 0.5), [1])
+    want, _ = walk(words, vectors, table, 1, 3, (0.5, 0.5), 1)
     lesson.train_skipgram(words, vectors, table, 1, 3, (0.5, 0.5), np.array([1]))
     assert_close(vectors[1, 2], want[1, 2], "the row of a word that is drawn three times at once")
 
@@ -174,7 +146,7 @@ def test_train_skipgram_moves_a_word_twice_that_is_drawn_twice():
 def test_train_skipgram_leaves_out_a_drawn_word_that_is_the_true_neighbour():
     vectors, = normal((2, 2, 4))
     words, table = np.array([0, 1], np.int32), np.array([1], np.int32)
-    want, _ = walk(words, vectors, table, 1, 2, (0.5, 0.5), [1])
+    want, _ = walk(words, vectors, table, 1, 2, (0.5, 0.5), 1)
     lesson.train_skipgram(words, vectors, table, 1, 2, (0.5, 0.5), np.array([1]))
     assert_close(vectors, want, "vectors, where only word 1 is ever drawn")
 
