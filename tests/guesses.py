@@ -107,7 +107,8 @@ def over_axes(got, want):
     yours, asked = ([k for k in range(a.ndim) if a.shape[k] > 1 and abs(a.sum(axis=k) - 1).max() < 1e-4]
                     for a in (got, want))
     if yours and asked and not {*yours} & {*asked}:
-        yield f"sums to 1 along axis {yours[0]}, expected along {asked[-1]}: a softmax over the wrong axis, or a sum?"
+        yield (f"sums to 1 along axis {yours[0]}, expected along {asked[-1]}: a softmax over the wrong axis, "
+               "or a sum?")
     if asked and got.ndim > 1 and abs(got.sum() - 1) < 1e-4:
         yield f"all together sum to 1, expected along axis {asked[-1]}: a softmax without axis=?"
 
